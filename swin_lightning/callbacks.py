@@ -1,0 +1,210 @@
+"""Callbacks for any logger."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from torch import Tensor
+
+
+class Checkpoint(ModelCheckpoint):
+    """
+    `best.ckpt` by validation accuracy and `last.ckpt`, which an interruption writes as well.
+
+    Args:
+        monitor: Metric that decides which checkpoint is best.
+        mode: Whether a larger (`max`) or a smaller (`min`) value is better.
+        save_top_k: How many best checkpoints are kept.
+        every_n_epochs: Epochs between checkpoints.
+        dirpath: Folder; `checkpoints/` of the run by default.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val/acc",
+        mode: str = "max",
+        save_top_k: int = 1,
+        every_n_epochs: int = 1,
+        dirpath: str | None = None,
+    ) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_top_k=save_top_k,
+            save_last=True,
+            every_n_epochs=every_n_epochs,
+            enable_version_counter=save_top_k != 1,
+        )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save where the run stands, so that `--ckpt_path last` continues after Ctrl-C, SIGTERM or an error."""
+        if trainer.state.fn == "fit" and trainer.global_step > 0 and not trainer.sanity_checking and self.dirpath:
+            trainer.save_checkpoint(str(Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"))
+
+
+class EMA(EMAWeightAveraging):
+    """
+    Exponential moving average of the weights: validated, tested and saved in place of the raw ones.
+
+    Args:
+        decay: Share that the average keeps at every optimizer step; 0 leaves the averaging out.
+    """
+
+    def __init__(self, decay: float = 0.0) -> None:
+        super().__init__(decay=decay)
+        self.enabled = decay > 0
+        self._swapped = False
+
+    def _swap_models(self, pl_module: LightningModule) -> None:
+        super()._swap_models(pl_module)
+        self._swapped = not self._swapped
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._swapped:  # interrupted in validation: the checkpoint must find both sets in their places
+            self._swap_models(pl_module)
+
+
+class EarlyStopping(LightningEarlyStopping):
+    """
+    Stop when validation no longer improves.
+
+    Args:
+        patience: Validations without improvement; 0 leaves early stopping out.
+        monitor: Metric that should improve.
+        mode: Whether it should grow (`max`) or shrink (`min`).
+        min_delta: Smallest change that counts.
+    """
+
+    def __init__(self, patience: int = 0, monitor: str = "val/acc", mode: str = "max", min_delta: float = 0.0) -> None:
+        super().__init__(monitor=monitor, mode=mode, patience=patience, min_delta=min_delta)
+        self.enabled = patience > 0
+
+
+class TrainingMonitor(Callback):
+    """Logs learning rate, gradient norm and images per second, each as often as the Trainer logs."""
+
+    def __init__(self) -> None:
+        self._images, self._since = 0, 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._images, self._since = 0, time.perf_counter()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if self._logs_now(trainer):  # before clipping
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            pl_module.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+            pl_module.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._images += len(batch["image"]) * trainer.world_size
+        if self._logs_now(trainer):
+            now = time.perf_counter()
+            pl_module.log("train/images_per_s", self._images / (now - self._since), prog_bar=True)
+            self._images, self._since = 0, now
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._images, self._since = 0, time.perf_counter()  # validation's time is not training's
+
+    @staticmethod
+    def _logs_now(trainer: Trainer) -> bool:
+        return (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+
+class BestMetric(Callback):
+    """
+    Logs the best value so far as `<monitor>_best`, across resumed runs.
+
+    Args:
+        monitor: Metric to follow; larger is better.
+    """
+
+    def __init__(self, monitor: str = "val/acc") -> None:
+        self.monitor = monitor
+        self.best = float("-inf")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is not None and not trainer.sanity_checking and trainer.state.fn == "fit":
+            self.best = max(self.best, float(value))
+            pl_module.log(f"{self.monitor}_best", self.best, prog_bar=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+
+class EpochLine(Callback):
+    """One line an epoch where the output is a file and a progress bar would be noise."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            shown = "  ".join(
+                f"{name} {values[name]:.4g}" for name in ("train/loss", "val/loss", "val/acc") if name in values
+            )
+            seconds = time.perf_counter() - self._start
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}  {seconds:.1f} s", flush=True)
+
+
+class PredictionWriter(Callback):
+    """
+    Writes `predict`'s results as `predictions.csv`: path, class, probability, and the following classes.
+
+    Args:
+        folder: Where the file goes.
+        top_k: Classes a row.
+    """
+
+    def __init__(self, folder: str | Path, top_k: int = 5) -> None:
+        self.path = Path(folder) / "predictions.csv"
+        self.top_k = top_k
+        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        top = outputs.topk(min(self.top_k, outputs.shape[1]), dim=1)
+        index, values, classes = pl_module.all_gather((batch["index"], top.values, top.indices))
+        self._rows.append((index.flatten().cpu(), values.flatten(0, -2).cpu(), classes.flatten(0, -2).cpu()))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        index, values, classes = (torch.cat(column).tolist() for column in zip(*self._rows, strict=True))
+        source = trainer.datamodule.sources["predict"]  # type: ignore[attr-defined]
+        names = class_names(pl_module)
+        k = len(values[0])
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", *(part for i in range(1, k + 1) for part in (f"class_{i}", f"probability_{i}"))])
+            rows = dict(zip(index, zip(values, classes, strict=True), strict=True))  # repeated samples fall together
+            for i, (probabilities, places) in sorted(rows.items()):
+                pairs = zip(places, probabilities, strict=True)
+                writer.writerow([source.name(i), *(part for c, p in pairs for part in (names[c], f"{p:.6f}"))])
+        print(f"predictions: {self.path}", flush=True)
+
+
+def class_names(module: LightningModule) -> list[str]:
+    """The classifier's class names, or the classes' numbers."""
+    return module.hparams.get("class_names") or [str(k) for k in range(module.hparams["num_classes"])]

@@ -1,0 +1,160 @@
+"""SwinClassifier: backbone, head, loss and metrics as one LightningModule."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from swin_lightning.models.checkpoints import load_weights
+from swin_lightning.optim import parameter_groups, warmup_cosine
+
+NO_LABEL = -1  # target of a sample that counts in no loss and no metric
+Batch = dict[str, Tensor]
+
+
+class SwinClassifier(LightningModule):
+    """
+    An image classifier. The backbone may be any module with `num_features` that maps images to `B, num_features`.
+
+    Args:
+        backbone: The network below the head.
+        num_classes: Classes K.
+        lr: Peak learning rate for the global batch, used as written.
+        weight_decay: Of AdamW; norms, biases and bias tables have none.
+        warmup_epochs: Epochs of linear warm-up.
+        warmup_lr: Learning rate of the first step where there is a warm-up.
+        min_lr: Learning rate at the end of the cosine.
+        layer_decay: Factor of the learning rate from a layer to the one before it.
+        label_smoothing: Of the training loss, for class indices and mixed targets alike.
+        weights: File to take the parameters from, see `models.checkpoints`.
+        compile: Compile the backbone.
+        gradient_checkpointing: Recompute the blocks in the backward pass to save memory.
+        class_names: Names of the classes, kept in the checkpoint for predictions.
+
+    Raises:
+        ValueError: If the weights do not fit, or an option asks what the backbone cannot do.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        warmup_epochs: float = 0.0,
+        warmup_lr: float = 1e-6,
+        min_lr: float = 1e-5,
+        layer_decay: float = 1.0,
+        label_smoothing: float = 0.0,
+        weights: str | None = None,
+        compile: bool = False,
+        gradient_checkpointing: bool = False,
+        class_names: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)  # the command line logs the whole configuration under its own keys
+        self.hparams["weights"] = None  # a checkpoint brings its own
+        if isinstance(self.hparams["backbone"], nn.Module):  # built outside the command line: no plain value
+            del self.hparams["backbone"]
+        self.num_classes = num_classes
+        self.lr, self.min_lr, self.layer_decay = lr, min_lr, layer_decay
+        self.weight_decay = weight_decay
+        self.warmup_epochs, self.warmup_lr = warmup_epochs, warmup_lr
+        self.label_smoothing = label_smoothing
+        self.compile_backbone = compile
+        self.class_names = class_names
+
+        self.backbone = backbone
+        if isinstance(getattr(backbone, "head", None), nn.Linear):
+            backbone.head = nn.Identity()  # the classifier's head takes its place
+        self.head = nn.Linear(int(backbone.num_features), num_classes)  # type: ignore[arg-type]
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        if gradient_checkpointing:
+            if not hasattr(backbone, "set_grad_checkpointing"):
+                raise ValueError(
+                    f"model.gradient_checkpointing: {type(backbone).__name__} has no set_grad_checkpointing()"
+                )
+            backbone.set_grad_checkpointing()  # type: ignore[operator]
+        if weights is not None:
+            load_weights(self, weights)
+
+        metrics: dict[str, Metric | MetricCollection] = {
+            "acc": MulticlassAccuracy(num_classes, average="micro", ignore_index=NO_LABEL),
+            "acc5": MulticlassAccuracy(num_classes, min(5, num_classes), average="micro", ignore_index=NO_LABEL),
+        }
+        self.val_metrics = MetricCollection(metrics, prefix="val/")
+        self.test_metrics = MetricCollection(metrics, prefix="test/").clone()
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+
+    def setup(self, stage: str) -> None:
+        if self.compile_backbone:
+            self.backbone.compile()  # in place: the parameters keep their names
+            self.compile_backbone = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `B, num_classes` of normalised images `B, 3, H, W`."""
+        return self.head(self.backbone(images))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        logits, targets = self(batch["image"]), batch["target"]
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(logits))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate(batch, self.val_metrics, self.val_loss, "val/loss")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate(batch, self.test_metrics, self.test_loss, "test/loss")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Probabilities, `B, num_classes`."""
+        return self(batch["image"]).float().softmax(dim=1)
+
+    def configure_optimizers(self) -> Any:
+        layer_id = getattr(self.backbone, "layer_id", None)
+        groups = parameter_groups(
+            self, self.lr, self.weight_decay, self.layer_decay, layer_id and _below_backbone(layer_id)
+        )
+        optimizer = AdamW(groups, lr=self.lr, betas=(0.9, 0.999), fused=self.device.type in ("cuda", "cpu"))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, self._lr_factor), "interval": "step", "name": "lr"},
+        }
+
+    # helpers
+
+    def _evaluate(self, batch: Batch, metrics: MetricCollection, mean_loss: MeanMetric, loss_name: str) -> Tensor:
+        logits, targets = self(batch["image"]).float(), batch["target"]
+        count = (targets != NO_LABEL).sum()
+        loss = F.cross_entropy(logits, targets, ignore_index=NO_LABEL, reduction="sum")
+        mean_loss.update(loss / count.clamp(min=1), weight=count)
+        metrics.update(logits, targets)
+        self.log(loss_name, mean_loss, prog_bar=True)
+        self.log_dict(metrics, prog_bar=True)
+        return logits
+
+    def _lr_factor(self, step: int) -> float:
+        # Read here and not in configure_optimizers: asking the trainer for the number of steps that early would
+        # make it build the loaders before a resumed run knows where it stands (Lightning-AI/pytorch-lightning#20550).
+        start, end = self.warmup_lr / self.lr, self.min_lr / self.lr
+        if step == 0:
+            return start if self.warmup_epochs else 1.0
+        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        total = self.trainer.max_steps
+        if total < 0:
+            total = steps_per_epoch * (self.trainer.max_epochs or 1)
+        return warmup_cosine(step, total, round(self.warmup_epochs * steps_per_epoch), start, end)
+
+
+def _below_backbone(layer_id: Callable[[str], int]) -> Callable[[str], int]:
+    """Depth by the classifier's parameter names: those of the backbone lose their prefix, the head keeps its name."""
+    return lambda name: layer_id(name.removeprefix("backbone."))

@@ -1,0 +1,337 @@
+"""The command line: configuration files, the run folder, checkpoints by name, and errors in one line."""
+
+import difflib
+import inspect
+import logging
+import os
+import re
+import secrets
+import signal
+import sys
+import time
+import traceback
+import warnings
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import Namespace
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.rank_zero import _get_rank
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+
+from swin_lightning.callbacks import (
+    EMA,
+    BestMetric,
+    Checkpoint,
+    EarlyStopping,
+    EpochLine,
+    PredictionWriter,
+    TrainingMonitor,
+)
+from swin_lightning.classifier import SwinClassifier
+from swin_lightning.data import ImageDataModule
+from swin_lightning.models import SwinTransformer
+from swin_lightning.models.checkpoints import read_checkpoint
+from swin_lightning.tracking import PredictionTables, finish_wandb
+
+RUN_DIR = "SWIN_LIGHTNING_RUN_DIR"  # tells the ranks that Lightning starts on this machine where the run lives
+
+
+class UserError(Exception):
+    """A mistake that the user can cure; its message is one line."""
+
+
+class Parser(LightningArgumentParser):
+    """Errors in one line, with the nearest valid key."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(_short(message, self._known_keys(ex))) from ex
+
+    def _known_keys(self, ex: Exception | None) -> list[str]:
+        parser = getattr(ex, "subcommand_parser", None) or self
+        keys = [action.dest for action in parser._actions]
+        for action in parser._actions:
+            subparsers = getattr(action, "_name_parser_map", None) or {}
+            keys += [key.dest for sub in subparsers.values() for key in sub._actions]
+        modules = [ImageDataModule, *_subclasses(ImageDataModule)]
+        keys += [f"data.{name}" for module in modules for name in inspect.signature(module).parameters]
+        keys += [f"model.backbone.{name}" for name in inspect.signature(SwinTransformer).parameters]
+        return sorted(set(keys))
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the configuration in the run folder and sends it, flattened to the command line's keys, to the loggers."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.already_saved or not trainer.is_global_zero:
+            return
+        self.already_saved = True
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = self.parser.dump(self.config, skip_none=False)
+        earlier = len(list(folder.glob("config*.yaml")))  # a resumed run keeps the first
+        (folder / (f"config-{earlier + 1}.yaml" if earlier else "config.yaml")).write_text(text)
+        flat = _flatten(yaml.safe_load(text))
+        for logger in trainer.loggers:
+            logger.log_hyperparams(flat)
+
+
+class CLI(LightningCLI):
+    """LightningCLI for SwinClassifier and any `ImageDataModule`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--experiment", type=str | None, help="Name of the experiment; by default the first file's."
+        )
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=True, help="End `fit` by testing the best checkpoint."
+        )
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(EMA, "ema")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        argv = list(sys.argv[1:] if args is None else args)
+        self.config = parser.parse_args(argv)
+        config = self.config[self.config.subcommand]
+        config.experiment = config.experiment or _experiment_name(argv)
+        self.run_dir = self._find_run(config)
+
+    def _find_run(self, config: Namespace) -> Path:
+        """Resolve `--ckpt_path last|best` and say where the run lives: a resumed one in its own folder."""
+        experiment = Path("runs") / config.experiment
+        if config.ckpt_path in ("last", "best"):
+            config.ckpt_path = str(_latest_checkpoint(experiment, config.ckpt_path))
+        run_dir = experiment / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+        if config.ckpt_path is not None and self.config.subcommand == "fit":
+            folder = Path(config.ckpt_path).resolve().parent
+            if folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file():
+                run_dir = Path(os.path.relpath(folder.parent))
+        if not _get_rank():
+            os.environ[RUN_DIR] = str(run_dir)
+        return Path(os.environ.get(RUN_DIR, run_dir))
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint brings its model's configuration along; say what it overrides."""
+        config = self.config[self.config.subcommand]
+        if config.ckpt_path is None:
+            return
+        self.checkpoint_classes = None
+        hparams = read_checkpoint(config.ckpt_path).get("hyper_parameters")
+        if not isinstance(hparams, dict):
+            raise UserError(
+                f"checkpoint {config.ckpt_path!r} is not a checkpoint of a run; use --model.weights for parameters"
+            )
+        self.checkpoint_classes = hparams.get("num_classes")
+        linked = {"num_classes", "class_names", "_instantiator"}
+        stored = {key: value for key, value in hparams.items() if key not in linked}
+        parsed = self.parser.parse_object({self.config.subcommand: {"model": stored}}, deepcopy(self.config))
+        ours, theirs = _flatten(config.model.as_dict()), _flatten(parsed[self.config.subcommand].model.as_dict())
+        changed = [f"model.{key}: {ours.get(key)} -> {theirs[key]}" for key in theirs if ours.get(key) != theirs[key]]
+        if changed and not _get_rank():
+            print(f"the checkpoint overrides {', '.join(changed)}; to train otherwise use --model.weights", flush=True)
+        self.config = parsed
+
+    def before_instantiate_classes(self) -> None:
+        self.saved_config = deepcopy(self.config[self.subcommand])  # without this run's folder: it can be run again
+        config = self.config[self.subcommand]
+        if self.subcommand == "predict":
+            config.trainer.logger = False  # its result is a file
+        loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else []
+        for logger in loggers:
+            if logger.init_args.get("save_dir", "") is None:
+                logger.init_args.save_dir = str(self.run_dir)
+        config.checkpoint.dirpath = config.checkpoint.dirpath or str(self.run_dir / "checkpoints")
+        config.trainer.default_root_dir = config.trainer.default_root_dir or str(self.run_dir)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        config["callbacks"] = list(config["callbacks"] or []) + [c for c in callbacks if getattr(c, "enabled", True)]
+        config["callbacks"] += [TrainingMonitor(), BestMetric(), PredictionTables(), PredictionWriter(self.run_dir)]
+        if config.get("enable_progress_bar") is not False:
+            config["callbacks"].append(RichProgressBar(leave=True) if sys.stdout.isatty() else EpochLine())
+            config["enable_progress_bar"] = sys.stdout.isatty()
+        if not config.get("fast_dev_run"):
+            config["callbacks"].append(SaveConfig(self._parser(self.subcommand), self.saved_config))
+        return self.trainer_class(**config)
+
+    def after_instantiate_classes(self) -> None:
+        expected = getattr(self, "checkpoint_classes", None)
+        if expected is not None and expected != self.model.num_classes:
+            raise UserError(
+                f"the checkpoint has {expected} classes and the data has {self.model.num_classes}; "
+                f"use the data it was trained on, or start from its parameters with --model.weights"
+            )
+
+    def after_fit(self) -> None:
+        if self.config_init.fit.test_after_fit:
+            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+            self.after_test()
+
+    def after_validate(self) -> None:
+        self._print_result("val")
+
+    def after_test(self) -> None:
+        self._print_result("test")
+
+    def _print_result(self, split: str) -> None:
+        if self.trainer.is_global_zero:
+            values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith(f"{split}/")}
+            print("  ".join(f"{name} {value:.4f}" for name, value in sorted(values.items())))
+            if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                print(f"run folder: {self.run_dir}", flush=True)
+
+
+def main(args: list[str] | None = None) -> CLI:
+    """
+    Run the command line.
+
+    Args:
+        args: Arguments, for use from Python; those of the process by default.
+
+    Returns:
+        The finished command line, with its `trainer`, `model`, `datamodule` and `run_dir`.
+
+    Raises:
+        UserError: For a mistake in arguments, files or data, with a message of one line.
+    """
+    argv = [arg for arg in (sys.argv[1:] if args is None else args) if not arg.startswith("--_wandb")]
+    _quiet()
+    try:
+        return CLI(
+            SwinClassifier,
+            ImageDataModule,
+            subclass_mode_data=True,
+            parser_class=Parser,
+            parser_kwargs={name: {"default_config_files": [_base_config()]} for name in CLI.subcommands()},
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            args=argv,
+        )
+    except (ValueError, MisconfigurationException) as error:
+        if isinstance(error, UserError) or not _is_ours(error):
+            raise
+        raise UserError(_one_line(error)) from error
+    finally:
+        finish_wandb()
+
+
+def console() -> None:
+    """Entry point of `swin-lightning`: `main` with errors as one line on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        if os.environ.get("SWIN_LIGHTNING_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)
+
+
+# helpers
+
+
+def _quiet() -> None:
+    """Leave out what Lightning says on every run and no user can act on."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: (
+            not re.search("Tip:|^TPU available|^Seed set|^Restoring states|^Loaded model weights", record.getMessage())
+        )
+    )
+    log = logging.getLogger("swin_lightning")
+    if not log.handlers:
+        log.setLevel(logging.INFO)
+        log.addHandler(logging.StreamHandler())
+
+
+def _base_config() -> str:
+    """`experiments/base.yaml` of the checkout, or of the installed package."""
+    package = Path(__file__).parent
+    folder = next(f for f in (package.parent / "experiments", package / "experiments") if (f / "base.yaml").is_file())
+    return str(folder / "base.yaml")
+
+
+def _experiment_name(argv: list[str]) -> str:
+    """The name of the first configuration file, which is the experiment; the others are overlays."""
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        if flag in ("-c", "--config"):
+            return Path(value).stem
+        if flag.startswith("--config="):
+            return Path(flag.removeprefix("--config=")).stem
+    return "unnamed"
+
+
+def _latest_checkpoint(experiment: Path, name: str) -> Path:
+    """The checkpoint `last` or `best` of the newest run that has one."""
+    found = sorted(experiment.glob(f"*/checkpoints/{name}.ckpt"))
+    if not found:
+        raise UserError(f"--ckpt_path {name}: no run under {experiment} has a checkpoints/{name}.ckpt; give a path")
+    return found[-1]
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested configuration -> dotted keys as on the command line."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def _short(message: str, keys: list[str]) -> str:
+    """A parser's message in one line, with the nearest valid key where one is misspelt."""
+    line = _squeeze(message)
+    prefix = ""
+    while match := re.match(r'Parser key "([\w.]+)": (.*)', line):
+        prefix, line = f"{prefix}{match[1]}.", match[2]
+        if "Errors: - " in line:  # of a type with alternatives: the first is the one that was meant
+            line = line.split("Errors: - ", 1)[1].split(" - Expected a <class 'NoneType'>")[0]
+    prefix = prefix.replace("init_args.", "")
+    unknown = re.search(r"Unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'", line, re.IGNORECASE)
+    if unknown and "required" not in line:
+        key = prefix + (unknown[1] or unknown[2])
+        nearest = difflib.get_close_matches(key.replace("init_args.", ""), keys, n=1, cutoff=0.5)
+        return f"unknown option {key}" + (f"; did you mean {nearest[0]}?" if nearest else "; see --help")
+    if "arguments are required" in line:
+        return line.replace("fit.", "") + "; start from an experiment: -c experiments/digits_swin_micro.yaml"
+    line = re.sub(r"Expected an? (?:<class '(\w+)'>|typing\.)?(.*?)\. Got value: ", r"expected \1\2, got ", line)
+    joint = "" if re.match(r"\w+: ", line) else " "  # an inner parser may have named its part of the key
+    return f"{prefix.rstrip('.')}{':' if joint else '.'}{joint}{line}" if prefix else line
+
+
+def _subclasses(base: type) -> list[type]:
+    children: list[type] = base.__subclasses__()
+    return [cls for child in children for cls in (child, *_subclasses(child))]
+
+
+def _squeeze(message: str) -> str:
+    return re.sub(r"\s+", " ", message).strip()
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether an error was raised on purpose: by this package, also in a loader's process, or by Lightning."""
+    if isinstance(error, MisconfigurationException) or "in DataLoader worker process" in str(error):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error)
+    if "in DataLoader worker process" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return _squeeze(text)

@@ -1,0 +1,84 @@
+"""CIFAR-10 and CIFAR-100, read once into memory."""
+
+from typing import Any
+
+import numpy as np
+
+from swin_lightning.data.image_datamodule import ImageDataModule
+from swin_lightning.data.sources import ArrayImages, HubImages, Source, load_hub
+
+
+class CIFAR10(ImageDataModule):
+    """
+    50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes.
+
+    Args:
+        path: Hub name, or a local folder of the same layout (`<any folder>/{train,test}-*.parquet`).
+        val_size: Training images held out for validation, the same for every seed; 0 validates on the test set.
+        image_size: Side in pixels; other than 32 resizes.
+        mean: Mean of the channels in [0, 1], computed over the training set.
+        std: Standard deviation of the channels.
+        **base: Arguments of `ImageDataModule`.
+
+    Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
+    """
+
+    class_names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+    def __init__(
+        self,
+        path: str = "uoft-cs/cifar10",
+        val_size: int = 5000,
+        image_size: int = 32,
+        mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465),
+        std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616),
+        **base: Any,
+    ) -> None:
+        super().__init__(image_size=image_size, mean=mean, std=std, **base)
+        self.path, self.val_size = path, val_size
+
+    def prepare_data(self) -> None:
+        load_hub(self.path)
+
+    def load(self, split: str) -> Source:
+        dataset = load_hub(self.path)
+        source = _in_memory(HubImages(dataset["test" if self._is_test(split) else "train"], self.path))
+        if int(source.labels.max()) >= self.num_classes:
+            raise ValueError(
+                f"data.path {self.path!r} holds more than the {self.num_classes} classes of {type(self).__name__}"
+            )
+        if self._is_test(split):
+            return source
+        order = np.random.default_rng(0).permutation(len(source))
+        return source.subset(np.sort(order[: self.val_size] if split == "val" else order[self.val_size :]))
+
+    def _is_test(self, split: str) -> bool:
+        return split == "test" or (split == "val" and self.val_size == 0)
+
+
+class CIFAR100(CIFAR10):
+    """50,000 training and 10,000 test images of 32 x 32 pixels in 100 classes. Arguments as in `CIFAR10`."""
+
+    class_names = (
+        "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
+        "castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin "
+        "elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster "
+        "man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck "
+        "pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk "
+        "skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger "
+        "tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+    ).split()
+
+    def __init__(
+        self,
+        path: str = "uoft-cs/cifar100",
+        mean: tuple[float, float, float] = (0.5071, 0.4865, 0.4409),
+        std: tuple[float, float, float] = (0.2673, 0.2564, 0.2762),
+        **base: Any,
+    ) -> None:
+        super().__init__(path=path, mean=mean, std=std, **base)
+
+
+def _in_memory(source: HubImages) -> ArrayImages:
+    images, labels = zip(*(source[i] for i in range(len(source))), strict=True)
+    return ArrayImages(np.stack(images), np.array(labels))

@@ -1,0 +1,185 @@
+"""
+Where images come from: arrays in memory, folders of class folders, Hugging Face data sets.
+
+A source has a length, gives `(image, label)` by index (`H, W, 3` uint8 RGB and an int), and names its images.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
+NO_LABEL = -1  # of images without a class and of repeated samples: ignored by loss and metrics
+
+
+class Source(Protocol):
+    """What the datamodules read from."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]: ...
+
+    def name(self, index: int) -> str: ...
+
+
+def decode(data: bytes | Path, name: str) -> np.ndarray:
+    """
+    Decode an image file to `H, W, 3` uint8 RGB, turned upright as its EXIF says.
+
+    Raises:
+        ValueError: If the file is no image or is damaged; names it.
+    """
+    try:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError on some broken PNGs
+        raise ValueError(f"cannot read the image {name}: {error}; repair or remove it") from error
+
+
+class ArrayImages:
+    """Images that fit into memory: `N, H, W, 3` uint8 and labels `N`. Forked workers share the arrays."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self.images[index], int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def subset(self, indices: np.ndarray) -> "ArrayImages":
+        return ArrayImages(self.images[indices], self.labels[indices])
+
+
+class FileImages:
+    """Image files and their labels."""
+
+    def __init__(self, paths: Sequence[Path], labels: Sequence[int]) -> None:
+        self.paths, self.labels = paths, labels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        path = self.paths[index]
+        return decode(path, str(path)), self.labels[index]
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+
+class HubImages:
+    """A split of a Hugging Face data set with an image column and a class label column."""
+
+    def __init__(self, split: Any, repository: str) -> None:
+        from datasets import Image as ImageFeature
+
+        self.image_column = next(name for name, kind in split.features.items() if isinstance(kind, ImageFeature))
+        self.label_column = label_column(split.features)
+        self.split = split.cast_column(self.image_column, ImageFeature(decode=False))
+        self.repository = repository
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        row = self.split[index]
+        image = row[self.image_column]
+        return decode(image["bytes"] or Path(image["path"]), self.name(index)), row[self.label_column]
+
+    def name(self, index: int) -> str:
+        return f"{self.repository}[{index}]"
+
+
+def label_column(features: Any) -> str:
+    """The column of class labels: `label` (`fine_label` in CIFAR-100), else the only ClassLabel."""
+    from datasets import ClassLabel
+
+    classes = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
+    for name in ("label", "fine_label"):
+        if name in features:
+            return name
+    if len(classes) != 1:
+        raise ValueError(f"no label column among {list(features)}; expected one named 'label'")
+    return classes[0]
+
+
+def load_hub(path: str) -> Any:
+    """
+    Load a Hugging Face data set by hub name, or from a local folder of the same layout.
+
+    Raises:
+        ValueError: If there is neither a folder nor a network; says what to do.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if Path(path).exists():
+            return datasets.load_dataset(str(Path(path).resolve()))
+        if not _is_hub_name(path):
+            raise ValueError(
+                f"data.path {path!r}: there is no such folder; give a folder or a hub name like 'owner/name'"
+            )
+        return datasets.load_dataset(path)
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"data.path {path!r} cannot be loaded ({reason}); without a network, download the data set elsewhere "
+            f"(`hf download {path} --repo-type dataset --local-dir FOLDER`) and pass --data.path FOLDER"
+        ) from error
+
+
+def _is_hub_name(path: str) -> bool:
+    owner, _, name = path.partition("/")
+    return bool(owner.strip(".~")) and bool(name) and "/" not in name
+
+
+def class_folders(root: Path) -> list[str]:
+    """
+    The class names of a folder of class folders, sorted.
+
+    Raises:
+        ValueError: If there is no such folder, or no folder in it.
+    """
+    if not root.is_dir():
+        raise ValueError(f"data.path: there is no folder {root}; expected one folder a class in it")
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise ValueError(f"data.path: {root} holds no class folders; expected {root}/<class>/<image>.jpg")
+    return names
+
+
+def read_class_folders(root: Path, class_names: Sequence[str]) -> FileImages:
+    """
+    All images under `root/<class>/`, labelled by the place of the class among `class_names`.
+
+    Raises:
+        ValueError: If a class folder is unknown or holds no image.
+    """
+    paths: list[Path] = []
+    labels: list[int] = []
+    for name in class_folders(root):
+        if name not in class_names:
+            raise ValueError(
+                f"class folder {root / name} is not among the {len(class_names)} classes of the training set"
+            )
+        files = list_images(root / name)
+        if not files:
+            raise ValueError(f"class folder {root / name} holds no image; fill or remove it")
+        paths += files
+        labels += [class_names.index(name)] * len(files)
+    return FileImages(paths, labels)
+
+
+def list_images(root: Path) -> list[Path]:
+    """All image files under a folder, sorted."""
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)

@@ -1,0 +1,222 @@
+"""
+Loggers that live in the run folder, and everything that knows Weights & Biases.
+
+wandb is imported inside functions: importing this file costs nothing.
+"""
+
+import csv
+import netrc
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
+from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from swin_lightning.callbacks import class_names
+
+
+class CSVLogger(LightningCSVLogger):
+    """
+    Writes `metrics.csv` into the run folder; a resumed run goes on in the same file.
+
+    Args:
+        save_dir: Folder; the command line gives the run folder.
+        flush_logs_every_n_steps: Steps between writes.
+    """
+
+    def __init__(self, save_dir: str | None = None, flush_logs_every_n_steps: int = 100) -> None:
+        super().__init__(save_dir or ".", name="", version="", flush_logs_every_n_steps=flush_logs_every_n_steps)
+
+    @property
+    def log_dir(self) -> str:
+        return self.save_dir
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            self._experiment = _AppendingWriter(self.log_dir)
+        return self._experiment
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run folder's config.yaml holds them."""
+
+
+class _AppendingWriter(ExperimentWriter):
+    def _check_log_dir_exists(self) -> None:
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            with path.open(newline="") as file:
+                self.metrics_keys = next(csv.reader(file), [])
+
+
+class WandbLogger(LightningWandbLogger):
+    """
+    Weights & Biases with or without account and network.
+
+    The run's id is the end of the run folder's name, so that a resumed run is the same run there. Without an
+    account, or where the server does not answer, it goes on offline and says how to send the run later.
+
+    Args:
+        project: W&B project.
+        entity: W&B user or team; your default without it.
+        mode: `auto` is online with an account and offline without; `WANDB_MODE` in the environment goes first.
+        log_model: Upload the best checkpoint as an artifact at the end.
+        name: Name of the run; `<experiment>/<run>` by default.
+        group: Group of runs.
+        tags: Tags.
+        notes: A note.
+        save_dir: Folder of the local files; the command line gives the run folder.
+    """
+
+    def __init__(
+        self,
+        project: str = "swin_lightning",
+        entity: str | None = None,
+        mode: Literal["auto", "online", "offline", "disabled"] = "auto",
+        log_model: bool = False,
+        name: str | None = None,
+        group: str | None = None,
+        tags: list[str] | None = None,
+        notes: str | None = None,
+        save_dir: str | None = None,
+    ) -> None:
+        folder = Path(save_dir or ".")
+        super().__init__(
+            project=project,
+            entity=entity,
+            log_model=log_model,
+            name=name or "/".join(folder.parts[-2:]) or None,
+            id=folder.name.rsplit("-", 1)[-1] or None,
+            group=group,
+            tags=tags,
+            notes=notes,
+            save_dir=str(folder),
+        )
+        self.mode = mode
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            import wandb
+
+            mode = os.environ.get("WANDB_MODE") or self.mode
+            if mode == "auto":
+                mode = "online" if _has_account() else "offline"
+            settings = wandb.Settings(silent=True, init_timeout=30)
+            Path(self.save_dir or ".").mkdir(parents=True, exist_ok=True)
+            self._wandb_init.update(mode=mode, settings=settings)
+            self._wandb_init.pop("anonymous", None)  # wandb warns of it even where it is None
+            try:
+                super().experiment  # noqa: B018  creates and keeps it
+            except (wandb.errors.CommError, wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
+                print(
+                    f"W&B: the server does not answer ({str(error).splitlines()[0]}); going on offline", file=sys.stderr
+                )
+                wandb.teardown()
+                self._wandb_init.update(mode="offline")
+                super().experiment  # noqa: B018
+        return self._experiment
+
+
+def finish_wandb() -> None:
+    """Close the W&B run of this process, if there is one. Offline, say how to send it."""
+    run = sys.modules["wandb"].run if "wandb" in sys.modules else None
+    if run is None:
+        return
+    mode, folder = run.settings.mode, run.settings.sync_dir
+    url = run.url if mode == "online" else None
+    run.finish()
+    if mode == "offline":
+        print(f"W&B: offline; to send this run later: wandb sync {os.path.relpath(folder)}", flush=True)
+    elif url:
+        print(f"W&B: {url}", flush=True)
+
+
+def _has_account() -> bool:
+    import wandb
+
+    settings = wandb.setup().settings
+    if settings.api_key or settings.identity_token_file:
+        return True
+    try:
+        path = os.environ.get("NETRC") or next(
+            (str(p) for p in (Path.home() / ".netrc", Path.home() / "_netrc") if p.is_file()), None
+        )
+        return (
+            path is not None
+            and netrc.netrc(path).authenticators(urlparse(settings.base_url).hostname or "") is not None
+        )
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class PredictionTables(Callback):
+    """
+    Sends a confusion matrix and a table of sample predictions with their images to W&B after testing.
+
+    Args:
+        samples: Rows of the table.
+        max_classes: Largest number of classes for which a confusion matrix is sent.
+    """
+
+    def __init__(self, samples: int = 64, max_classes: int = 100) -> None:
+        self.samples, self.max_classes = samples, max_classes
+        self._rows: list[list[Any]] = []
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rows = []
+        self._confusion = MulticlassConfusionMatrix(len(class_names(pl_module)), ignore_index=-1).to(pl_module.device)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if len(class_names(pl_module)) <= self.max_classes:
+            self._confusion.update(outputs, batch["target"])
+        missing = self.samples - len(self._rows)
+        if missing > 0 and _wandb_logger(trainer) is not None:
+            import wandb
+
+            names = class_names(pl_module)
+            images = trainer.datamodule.denormalize(batch["image"][:missing]).cpu()  # type: ignore[attr-defined]
+            best = outputs[:missing].softmax(dim=1).max(dim=1)
+            targets = batch["target"].tolist()
+            for image, target, p, k in zip(images, targets, best.values.tolist(), best.indices.tolist(), strict=False):
+                self._rows.append([wandb.Image(image.permute(1, 2, 0).numpy()), names[target], names[k], p])
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if len(class_names(pl_module)) <= self.max_classes:
+            counts = self._confusion.compute().cpu()  # on every rank: it gathers
+        logger = _wandb_logger(trainer)
+        if logger is None:
+            return
+        import wandb
+
+        names = class_names(pl_module)
+        logger.experiment.log(
+            {"test/predictions": wandb.Table(columns=["image", "label", "prediction", "probability"], data=self._rows)}
+        )
+        if len(class_names(pl_module)) <= self.max_classes:
+            labels, predictions = torch.nonzero(counts).repeat_interleave(counts[counts > 0], dim=0).T.tolist()
+            plot = wandb.plot.confusion_matrix(y_true=labels, preds=predictions, class_names=names)
+            logger.experiment.log({"test/confusion_matrix": plot})
+
+
+def _wandb_logger(trainer: Trainer) -> WandbLogger | None:
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    return loggers[0] if loggers and trainer.is_global_zero and not trainer.fast_dev_run else None  # type: ignore[attr-defined]
