@@ -10,6 +10,10 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from swin_lightning.classifier import NO_LABEL
+from swin_lightning.plots import Prediction, learning_curves, prediction_sheet
 
 
 class Checkpoint(ModelCheckpoint):
@@ -93,7 +97,7 @@ class TrainingMonitor(Callback):
     def __init__(self) -> None:
         self._images, self._since = 0, 0.0
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._images, self._since = 0, time.perf_counter()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
@@ -135,7 +139,7 @@ class BestMetric(Callback):
         value = trainer.callback_metrics.get(self.monitor)
         if value is not None and not trainer.sanity_checking and trainer.state.fn == "fit":
             self.best = max(self.best, float(value))
-            pl_module.log(f"{self.monitor}_best", self.best, prog_bar=True)
+            pl_module.log(f"{self.monitor}_best", self.best, prog_bar=True, sync_dist=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -147,7 +151,7 @@ class BestMetric(Callback):
 class EpochLine(Callback):
     """One line an epoch where the output is a file and a progress bar would be noise."""
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -156,8 +160,64 @@ class EpochLine(Callback):
             shown = "  ".join(
                 f"{name} {values[name]:.4g}" for name in ("train/loss", "val/loss", "val/acc") if name in values
             )
-            seconds = time.perf_counter() - self._start
+            seconds, self._start = time.perf_counter() - self._start, time.perf_counter()
             print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}  {seconds:.1f} s", flush=True)
+
+
+class PredictionReport(Callback):
+    """Pictures of the run and of sample predictions in the run folder; the samples and a confusion matrix to W&B.
+
+    Args:
+        folder: Where the pictures go.
+        samples: How many predictions are shown.
+        max_classes: Largest number of classes for which there is a confusion matrix.
+    """
+
+    def __init__(self, folder: str | Path, samples: int = 32, max_classes: int = 100) -> None:
+        self.folder, self.samples, self.max_classes = Path(folder), samples, max_classes
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._names = class_names(pl_module)
+        self._predictions: list[Prediction] = []
+        self._confusion = None
+        if len(self._names) <= self.max_classes:
+            self._confusion = MulticlassConfusionMatrix(len(self._names), ignore_index=NO_LABEL).to(pl_module.device)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._confusion is not None:
+            self._confusion.update(outputs, batch["target"])
+        missing = self.samples - len(self._predictions)
+        if missing > 0 and trainer.is_global_zero:
+            images = trainer.datamodule.denormalize(batch["image"][:missing])  # type: ignore[attr-defined]
+            images = images.permute(0, 2, 3, 1).cpu().numpy()
+            best = outputs[:missing].softmax(dim=1).max(dim=1)
+            rows = zip(images, batch["target"].tolist(), best.indices.tolist(), best.values.tolist(), strict=False)
+            self._predictions += [Prediction(i, self._names[t], self._names[k], p) for i, t, k, p in rows if t >= 0]
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # on every rank, since it gathers
+        counts = None if self._confusion is None else self._confusion.compute().cpu()
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_predictions"):
+                logger.log_predictions(self._predictions)
+            if counts is not None and hasattr(logger, "log_confusion"):
+                logger.log_confusion(counts, self._names)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        prediction_sheet(self._predictions, self.folder / "predictions.png")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and (self.folder / "metrics.csv").is_file():
+            learning_curves(self.folder)
 
 
 class PredictionWriter(Callback):

@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from lightning import LightningModule
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -124,11 +126,25 @@ class SwinClassifier(LightningModule):
         groups = parameter_groups(
             self, self.lr, self.weight_decay, self.layer_decay, layer_id and _below_backbone(layer_id)
         )
-        optimizer = AdamW(groups, lr=self.lr, betas=(0.9, 0.999), fused=self.device.type in ("cuda", "cpu"))
+        optimizer = AdamW(groups, lr=self.lr, betas=(0.9, 0.999), fused=self._can_fuse())
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, self._lr_factor), "interval": "step", "name": "lr"},
         }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        precision = self.trainer.precision_plugin
+        if gradient_clip_val and isinstance(precision, MixedPrecision) and precision.scaler is None:
+            # Lightning refuses to clip for a fused optimizer in mixed precision, since gradients may still be scaled;
+            # in bfloat16 they never are
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # helpers
 
@@ -141,6 +157,10 @@ class SwinClassifier(LightningModule):
         self.log(loss_name, mean_loss, prog_bar=True)
         self.log_dict(metrics, prog_bar=True)
         return logits
+
+    def _can_fuse(self) -> bool:
+        # a fused step unscales float16 gradients by itself, which keeps them from being clipped
+        return self.device.type in ("cuda", "cpu") and self.trainer.precision != "16-mixed"
 
     def _lr_factor(self, step: int) -> float:
         # Read here and not in configure_optimizers: asking the trainer for the number of steps that early would

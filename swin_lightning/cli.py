@@ -29,6 +29,7 @@ from swin_lightning.callbacks import (
     Checkpoint,
     EarlyStopping,
     EpochLine,
+    PredictionReport,
     PredictionWriter,
     TrainingMonitor,
 )
@@ -36,7 +37,7 @@ from swin_lightning.classifier import SwinClassifier
 from swin_lightning.data import ImageDataModule
 from swin_lightning.models import SwinTransformer
 from swin_lightning.models.checkpoints import read_checkpoint
-from swin_lightning.tracking import PredictionTables, finish_wandb
+from swin_lightning.tracking import finish_wandb
 
 RUN_DIR = "SWIN_LIGHTNING_RUN_DIR"  # tells the ranks that Lightning starts on this machine where the run lives
 
@@ -156,7 +157,12 @@ class CLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         config["callbacks"] = list(config["callbacks"] or []) + [c for c in callbacks if getattr(c, "enabled", True)]
-        config["callbacks"] += [TrainingMonitor(), BestMetric(), PredictionTables(), PredictionWriter(self.run_dir)]
+        config["callbacks"] += [
+            TrainingMonitor(),
+            BestMetric(),
+            PredictionReport(self.run_dir),
+            PredictionWriter(self.run_dir),
+        ]
         if config.get("enable_progress_bar") is not False:
             config["callbacks"].append(RichProgressBar(leave=True) if sys.stdout.isatty() else EpochLine())
             config["enable_progress_bar"] = sys.stdout.isatty()
@@ -172,10 +178,20 @@ class CLI(LightningCLI):
                 f"use the data it was trained on, or start from its parameters with --model.weights"
             )
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if "weights_only" in kwargs and kwargs["weights_only"] is None:
+            kwargs["weights_only"] = True  # a checkpoint never runs code
+        if "verbose" in kwargs:
+            kwargs["verbose"] = False  # one line says the same, see _print_result
+        return kwargs
+
     def after_fit(self) -> None:
         if self.config_init.fit.test_after_fit:
             best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+            self.trainer.test(
+                self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False, weights_only=True
+            )
             self.after_test()
 
     def after_validate(self) -> None:
@@ -244,13 +260,17 @@ def console() -> None:
 
 def _quiet() -> None:
     """Leave out what Lightning says on every run and no user can act on."""
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: (
-            not re.search("Tip:|^TPU available|^Seed set|^Restoring states|^Loaded model weights", record.getMessage())
-        )
-    )
+    for message in (
+        ".*LeafSpec.*",
+        "The number of training batches .* is smaller than the logging interval",
+        "Checkpoint directory .* exists and is not empty",  # that of a resumed run
+        "The dirpath has changed",  # a test run has a folder of its own
+        "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler knows where it stands
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    noise = re.compile("💡|TPU available|Seed set|Restoring states|Loaded model weights|Found current_model_state")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(lambda record: not noise.match(record.getMessage()))
     log = logging.getLogger("swin_lightning")
     if not log.handlers:
         log.setLevel(logging.INFO)

@@ -8,19 +8,19 @@ import csv
 import netrc
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
 import torch
-from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torch import Tensor
 
-from swin_lightning.callbacks import class_names
+from swin_lightning.plots import Prediction
 
 
 class CSVLogger(LightningCSVLogger):
@@ -127,6 +127,22 @@ class WandbLogger(LightningWandbLogger):
                 super().experiment  # noqa: B018
         return self._experiment
 
+    def log_predictions(self, samples: Sequence[Prediction]) -> None:
+        """Send a table of images with label, prediction and its probability."""
+        import wandb
+
+        rows = [[wandb.Image(s.image), s.label, s.prediction, s.probability] for s in samples]
+        table = wandb.Table(columns=["image", "label", "prediction", "probability"], data=rows)
+        self.experiment.log({"test/predictions": table})
+
+    def log_confusion(self, counts: Tensor, class_names: list[str]) -> None:
+        """Send a confusion matrix, `K, K` counts with a row a label."""
+        import wandb
+
+        labels, predictions = torch.nonzero(counts).repeat_interleave(counts[counts > 0], dim=0).T.tolist()
+        plot = wandb.plot.confusion_matrix(y_true=labels, preds=predictions, class_names=class_names)
+        self.experiment.log({"test/confusion_matrix": plot})
+
 
 def finish_wandb() -> None:
     """Close the W&B run of this process, if there is one. Offline, say how to send it."""
@@ -158,65 +174,3 @@ def _has_account() -> bool:
         )
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-class PredictionTables(Callback):
-    """
-    Sends a confusion matrix and a table of sample predictions with their images to W&B after testing.
-
-    Args:
-        samples: Rows of the table.
-        max_classes: Largest number of classes for which a confusion matrix is sent.
-    """
-
-    def __init__(self, samples: int = 64, max_classes: int = 100) -> None:
-        self.samples, self.max_classes = samples, max_classes
-        self._rows: list[list[Any]] = []
-
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rows = []
-        self._confusion = MulticlassConfusionMatrix(len(class_names(pl_module)), ignore_index=-1).to(pl_module.device)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if len(class_names(pl_module)) <= self.max_classes:
-            self._confusion.update(outputs, batch["target"])
-        missing = self.samples - len(self._rows)
-        if missing > 0 and _wandb_logger(trainer) is not None:
-            import wandb
-
-            names = class_names(pl_module)
-            images = trainer.datamodule.denormalize(batch["image"][:missing]).cpu()  # type: ignore[attr-defined]
-            best = outputs[:missing].softmax(dim=1).max(dim=1)
-            targets = batch["target"].tolist()
-            for image, target, p, k in zip(images, targets, best.values.tolist(), best.indices.tolist(), strict=False):
-                self._rows.append([wandb.Image(image.permute(1, 2, 0).numpy()), names[target], names[k], p])
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if len(class_names(pl_module)) <= self.max_classes:
-            counts = self._confusion.compute().cpu()  # on every rank: it gathers
-        logger = _wandb_logger(trainer)
-        if logger is None:
-            return
-        import wandb
-
-        names = class_names(pl_module)
-        logger.experiment.log(
-            {"test/predictions": wandb.Table(columns=["image", "label", "prediction", "probability"], data=self._rows)}
-        )
-        if len(class_names(pl_module)) <= self.max_classes:
-            labels, predictions = torch.nonzero(counts).repeat_interleave(counts[counts > 0], dim=0).T.tolist()
-            plot = wandb.plot.confusion_matrix(y_true=labels, preds=predictions, class_names=names)
-            logger.experiment.log({"test/confusion_matrix": plot})
-
-
-def _wandb_logger(trainer: Trainer) -> WandbLogger | None:
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-    return loggers[0] if loggers and trainer.is_global_zero and not trainer.fast_dev_run else None  # type: ignore[attr-defined]

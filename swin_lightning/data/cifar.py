@@ -18,6 +18,7 @@ class CIFAR10(ImageDataModule):
         image_size: Side in pixels; other than 32 resizes.
         mean: Mean of the channels in [0, 1], computed over the training set.
         std: Standard deviation of the channels.
+        eval_crop_ratio: Share of the image that evaluation keeps.
         **base: Arguments of `ImageDataModule`.
 
     Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
@@ -32,9 +33,10 @@ class CIFAR10(ImageDataModule):
         image_size: int = 32,
         mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465),
         std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616),
+        eval_crop_ratio: float = 1.0,
         **base: Any,
     ) -> None:
-        super().__init__(image_size=image_size, mean=mean, std=std, **base)
+        super().__init__(image_size=image_size, mean=mean, std=std, eval_crop_ratio=eval_crop_ratio, **base)
         self.path, self.val_size = path, val_size
 
     def prepare_data(self) -> None:
@@ -43,10 +45,9 @@ class CIFAR10(ImageDataModule):
     def load(self, split: str) -> Source:
         dataset = load_hub(self.path)
         source = _in_memory(HubImages(dataset["test" if self._is_test(split) else "train"], self.path))
-        if int(source.labels.max()) >= self.num_classes:
-            raise ValueError(
-                f"data.path {self.path!r} holds more than the {self.num_classes} classes of {type(self).__name__}"
-            )
+        found = int(source.labels.max()) + 1
+        if found != self.num_classes:
+            raise ValueError(f"data.path {self.path!r} has {found} classes, {type(self).__name__} {self.num_classes}")
         if self._is_test(split):
             return source
         order = np.random.default_rng(0).permutation(len(source))

@@ -17,6 +17,7 @@ class Digits(ImageDataModule):
         image_size: Side of the enlarged digits in pixels.
         mean: Mean of the channels in [0, 1].
         std: Standard deviation of the channels.
+        eval_crop_ratio: Share of the image that evaluation keeps.
         **base: Arguments of `ImageDataModule`.
 
     Source: E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, doi:10.24432/C50P49.
@@ -29,9 +30,10 @@ class Digits(ImageDataModule):
         image_size: int = 32,
         mean: tuple[float, float, float] = (0.31, 0.31, 0.31),
         std: tuple[float, float, float] = (0.34, 0.34, 0.34),
+        eval_crop_ratio: float = 1.0,
         **base: Any,
     ) -> None:
-        super().__init__(image_size=image_size, mean=mean, std=std, **base)
+        super().__init__(image_size=image_size, mean=mean, std=std, eval_crop_ratio=eval_crop_ratio, **base)
 
     def load(self, split: str) -> Source:
         from sklearn.datasets import load_digits

@@ -121,7 +121,7 @@ class ImageDataModule(LightningDataModule):
         if self.trainer is not None:  # where a resumed run stands
             loop = self.trainer.fit_loop
             sampler.set_epoch(loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-            done = loop.epoch_loop.batch_progress.current.completed
+            done = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
             sampler.skip = done if loop.restarting and done < len(sampler) // sampler.batch_size else 0
         if not len(sampler):
             raise ValueError(

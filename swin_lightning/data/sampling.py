@@ -19,7 +19,10 @@ Key = tuple[int, int]  # epoch, index; ~index for a repeated sample that fills t
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """A source seen through a transform. Items are `image` (`3, H, W` uint8), `target` and `index`."""
+    """A source seen through a transform. Items are `image` (`3, H, W` uint8), `target` and `index`.
+
+    The key is an epoch and an index; an index alone means epoch 0.
+    """
 
     def __init__(self, source: Source, transform: Transform, seed: int = 0) -> None:
         self.source, self.transform, self.seed = source, transform, seed
@@ -27,8 +30,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
-        epoch, index = key
+    def __getitem__(self, key: Key | int) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
         repeated = index < 0
         index = ~index if repeated else index
         image, target = self.source[index]

@@ -9,6 +9,7 @@ nH heads, D channels of a head. Between the parts, maps travel as `B, H, W, C`.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -329,6 +330,8 @@ class SwinTransformer(nn.Module):
         ape: Add a learned absolute position embedding; fixes the image to `img_size`.
         patch_norm: Normalise after the patch embedding.
         use_checkpoint: Recompute the blocks in the backward pass instead of keeping their activations.
+        init_std: Standard deviation of the initial matrices. Narrow networks learn sooner from about
+            `embed_dim ** -0.5`.
 
     Raises:
         ValueError: Where depths and num_heads differ in length, or a stage's channels cannot be split into heads.
@@ -352,6 +355,7 @@ class SwinTransformer(nn.Module):
         ape: bool = False,
         patch_norm: bool = True,
         use_checkpoint: bool = False,
+        init_std: float = 0.02,
     ) -> None:
         super().__init__()
         if len(depths) != len(num_heads):
@@ -388,7 +392,7 @@ class SwinTransformer(nn.Module):
         self.norm = nn.LayerNorm(self.num_features)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
-        self.apply(_init_weights)
+        self.apply(partial(_init_weights, std=init_std))
         if self.absolute_pos_embed is not None:
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
         self.set_grad_checkpointing(use_checkpoint)
@@ -446,8 +450,8 @@ class SwinTransformer(nn.Module):
         return self.head(self.forward_features(images))
 
 
-def _init_weights(module: nn.Module) -> None:
+def _init_weights(module: nn.Module, std: float) -> None:
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.weight, std=std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

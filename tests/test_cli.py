@@ -1,0 +1,252 @@
+"""The command line as users call it, in this process, on the embedded digits."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning import Callback
+from PIL import Image
+
+from swin_lightning import SwinClassifier
+from swin_lightning.cli import UserError, main
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = ROOT / "experiments"
+DIGITS = str(EXPERIMENTS / "digits_swin_micro.yaml")
+SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.log_every_n_steps=1"]
+RUNS = Path("runs/digits_swin_micro")
+
+
+def fit(*more):
+    return main(["fit", "-c", DIGITS, *SHORT, *more])
+
+
+def metrics(run_dir, name):
+    with (run_dir / "metrics.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def test_a_run_leaves_its_whole_story_in_a_folder_of_its_own(capsys):
+    first, second = fit(), fit()
+    assert first.run_dir != second.run_dir and first.run_dir.parent == RUNS
+    for cli in (first, second):
+        assert {p.name for p in cli.run_dir.iterdir()} >= {
+            "config.yaml", "metrics.csv", "checkpoints", "curves.png", "predictions.png", "wandb",
+        }  # fmt: skip
+        assert {p.name for p in (cli.run_dir / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+        assert metrics(cli.run_dir, "test/acc") == [pytest.approx(float(cli.trainer.callback_metrics["test/acc"]))]
+        assert len(metrics(cli.run_dir, "train/lr")) == len(metrics(cli.run_dir, "train/grad_norm")) == 3
+        assert metrics(cli.run_dir, "val/acc_best") == metrics(cli.run_dir, "val/acc")
+        assert all(speed > 0 for speed in metrics(cli.run_dir, "train/images_per_s"))
+    # same seed, same numbers; and the result is printed
+    assert metrics(first.run_dir, "train/loss") == metrics(second.run_dir, "train/loss")
+    assert f"test/acc {metrics(first.run_dir, 'test/acc')[0]:.4f}" in capsys.readouterr().out
+
+
+def test_a_run_can_be_repeated_from_its_own_config():
+    first = fit()
+    again = main(["fit", "-c", str(first.run_dir / "config.yaml")])
+    assert again.run_dir.parent == RUNS  # the experiment's name came along
+    assert again.run_dir != first.run_dir
+    assert metrics(first.run_dir, "train/loss") == metrics(again.run_dir, "train/loss")
+    config = yaml.safe_load((first.run_dir / "config.yaml").read_text())
+    assert config["checkpoint"]["dirpath"] is None  # or the second run would write into the first
+
+
+def test_overlays_and_dotted_overrides_merge_from_left_to_right(tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model:\n  lr: 0.5\n  weight_decay: 0.7\ndata:\n  init_args:\n    batch_size: 16\n")
+    config = fit("-c", str(overlay), "--model.lr=0.25", "--checkpoint.save_top_k=2").config.fit
+    assert (config.model.lr, config.model.weight_decay, config.data.init_args.batch_size) == (0.25, 0.7, 16)
+    assert config.data.init_args.crop == "pad"  # what the overlay does not name stays
+    assert config.checkpoint.save_top_k == 2
+    assert config.trainer.gradient_clip_val == 5.0  # base.yaml
+
+
+def test_an_overlay_appends_callbacks_and_keeps_the_named_ones(tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(
+        "trainer:\n  callbacks+:\n    - class_path: lightning.pytorch.callbacks.Timer\n"
+        "  logger+:\n    - class_path: swin_lightning.tracking.CSVLogger\n      init_args: {save_dir: other}\n"
+    )
+    cli = fit("-c", str(overlay), "--ema.decay=0.9", "--early_stopping.patience=3")
+    names = [type(callback).__name__ for callback in cli.trainer.callbacks]
+    assert {"Timer", "Checkpoint", "EMA", "EarlyStopping", "TrainingMonitor", "BestMetric"} <= set(names)
+    assert len(cli.trainer.loggers) == 3
+    assert "EMA" not in [type(callback).__name__ for callback in fit().trainer.callbacks]  # off by default
+
+
+def test_resuming_goes_on_in_the_same_run_with_the_same_pixels_and_weights():
+    whole = main(["fit", "-c", DIGITS, "--trainer.max_epochs=2", "--trainer.limit_train_batches=6"])
+    args = ["fit", "-c", DIGITS, "--experiment=resumed", "--trainer.max_epochs=2", "--trainer.limit_train_batches=6"]
+    with pytest.raises(SystemExit):
+        main([*args, "--trainer.callbacks+=tests.test_cli.InterruptAtStep9"])
+    resumed = main([*args, "--ckpt_path=last"])
+    assert len(list(Path("runs/resumed").iterdir())) == 1
+    assert {p.name for p in resumed.run_dir.glob("config*.yaml")} == {"config.yaml", "config-2.yaml"}
+    ids = {p.name.rsplit("-", 1)[-1] for p in (resumed.run_dir / "wandb").glob("offline-run-*")}
+    assert ids == {resumed.run_dir.name.rsplit("-", 1)[-1]}  # one run for W&B as well
+    assert resumed.trainer.global_step == whole.trainer.global_step == 12
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    assert len(metrics(resumed.run_dir, "val/acc")) == 2  # nothing of the first part was lost or repeated
+
+
+def test_the_checkpoint_says_what_it_overrides(capsys):
+    fit()
+    fit("--ckpt_path=last", "--model.lr=0.5", "--trainer.max_epochs=2")
+    assert "the checkpoint overrides model.lr: 0.5 -> 0.002" in capsys.readouterr().out
+
+
+def test_checkpoints_load_outside_the_command_line_and_start_other_runs(capsys):
+    cli = fit()
+    best = str(cli.run_dir / "checkpoints" / "best.ckpt")
+    model = SwinClassifier.load_from_checkpoint(best)
+    assert model.class_names == [str(k) for k in range(10)] and model.num_classes == 10
+    tuned = fit(f"--model.weights={best}", "--model.lr=0", "--model.warmup_epochs=0", "--model.min_lr=0")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, tuned.model.state_dict()[name]), name
+    # the new checkpoint stands by itself: the file it started from may go
+    Path(best).unlink()
+    SwinClassifier.load_from_checkpoint(tuned.run_dir / "checkpoints" / "best.ckpt")
+
+
+def test_validate_test_and_predict_use_a_checkpoint_by_name(tmp_path):
+    cli = fit()
+    image = torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()
+    (tmp_path / "mine").mkdir()
+    for i in range(3):
+        Image.fromarray(image + 40 * i).save(tmp_path / "mine" / f"{i}.png")
+    tested = main(["test", "-c", DIGITS, "--ckpt_path=best"])
+    assert metrics(tested.run_dir, "test/acc") == metrics(cli.run_dir, "test/acc")
+    validated = main(["validate", "-c", DIGITS, "--ckpt_path=best"])
+    assert metrics(validated.run_dir, "val/acc") == metrics(cli.run_dir, "val/acc")
+    predicted = main(["predict", "-c", DIGITS, "--ckpt_path=best", "--data.predict_path", str(tmp_path / "mine")])
+    with (predicted.run_dir / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["path"]).name for row in rows] == ["0.png", "1.png", "2.png"]
+    probabilities = [[float(row[f"probability_{i}"]) for i in range(1, 6)] for row in rows]
+    assert all(row == sorted(row, reverse=True) and 0 < sum(row) <= 1 for row in probabilities)
+    assert {row["class_1"] for row in rows} <= {str(k) for k in range(10)}
+
+
+def test_fast_dev_run_writes_nothing():
+    main(["fit", "-c", DIGITS, "-c", str(EXPERIMENTS / "debug" / "fast.yaml")])
+    assert not Path("runs").exists()
+
+
+def test_two_ranks_report_what_one_reports(tmp_path):
+    # 360 test and 180 validation images in batches of 35: neither the last batch nor the ranks' shares are even
+    command = [sys.executable, "-m", "swin_lightning", "fit", "-c", DIGITS, "--trainer.max_epochs=1",
+               "--trainer.limit_train_batches=2", "--trainer.accelerator=cpu", "--data.eval_batch_size=35"]  # fmt: skip
+    results = []
+    for name, more in {"one": [], "two": ["--trainer.devices=2", "--trainer.strategy=ddp"]}.items():
+        done = subprocess.run([*command, f"--experiment={name}", *more], env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (run_dir,) = Path("runs", name).iterdir()  # one folder for all ranks
+        results.append([metrics(run_dir, key)[0] for key in ("val/acc", "test/acc", "test/acc5", "test/loss")])
+    assert results[0] == pytest.approx(results[1], abs=1e-6)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_can_go_on(number, code):
+    command = [sys.executable, "-m", "swin_lightning", "fit", "-c", DIGITS, "--trainer.max_epochs=200"]
+    with open("log", "w") as log:
+        process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
+        deadline = time.time() + 120
+        while "epoch 1/" not in Path("log").read_text() and time.time() < deadline:
+            time.sleep(0.2)
+        time.sleep(0.5)  # into the second epoch
+        process.send_signal(number)
+        assert process.wait(60) == code
+    (run_dir,) = RUNS.iterdir()
+    done = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert done > 19  # more than the checkpoint at the end of the first epoch
+    resumed = main(["fit", "-c", DIGITS, "--ckpt_path=last", f"--trainer.max_steps={done + 2}"])
+    assert resumed.trainer.global_step == done + 2 and resumed.run_dir == run_dir
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--trainer.max_epoch=3"], "unknown option trainer.max_epoch; did you mean trainer.max_epochs?"),
+        (["--model.lrr=3"], "unknown option model.lrr; did you mean model.lr?"),
+        (["--data.batchsize=3"], "did you mean batch_size?"),
+        (["--data.batch_size=x"], "data.batch_size: expected int, got x"),
+        (["--model.lr=abc"], "model.lr: expected float, got abc"),
+        (["-c", "nowhere.yaml"], "'nowhere.yaml'"),
+        (["--data.crop=padd"], "padd"),
+        (["--data.batch_size=0"], "data.batch_size 0"),
+        (["--data.batch_size=2000"], "data.batch_size 2000 is larger than the training set of 1257 images"),
+        (["--trainer.accumulate_grad_batches=3"], "use a multiple of 3"),
+        (["--data.rand_augment=randy"], "rand_augment 'randy'"),
+        (["--model.layer_decay=0.5", "--model.backbone=tests.test_cli.Flat"], "layer_decay 0.5 needs a backbone"),
+        (["--model.weights=nowhere.pth"], "'nowhere.pth': there is no such file"),
+        (["--ckpt_path=nowhere.ckpt"], "'nowhere.ckpt': there is no such file"),
+        (["--ckpt_path=last"], "no run under runs/digits_swin_micro"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_that_names_value_and_cure(args, words):
+    with pytest.raises(UserError) as caught:
+        main(["fit", "-c", DIGITS, *args])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_mistakes_in_files(tmp_path):
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    with pytest.raises(UserError, match=r"text.ckpt' is not a checkpoint"):
+        fit("--ckpt_path", str(tmp_path / "text.ckpt"))
+    run = fit()
+    before = {p: p.stat().st_mtime_ns for p in run.run_dir.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="the checkpoint has 10 classes and the data has 2"):
+        folder = tmp_path / "mine"
+        for name in ("train/a", "train/b", "val/a", "val/b"):
+            (folder / name).mkdir(parents=True)
+        data = ["--data.class_path=swin_lightning.data.ImageFolder", f"--data.path={folder}"]
+        main(["validate", "-c", DIGITS, "--ckpt_path", str(run.run_dir / "checkpoints/best.ckpt"), *data])
+    assert before == {p: p.stat().st_mtime_ns for p in run.run_dir.rglob("*") if p.is_file()}  # nothing overwritten
+
+
+def test_the_console_prints_one_line_and_exits_with_2():
+    done = subprocess.run(
+        [sys.executable, "-m", "swin_lightning", "fit", "-c", DIGITS, "--model.lrr=1"],
+        env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "error: unknown option model.lrr; did you mean model.lr?\n")
+
+
+def test_hidden_arguments_of_wandbs_agent_are_dropped():
+    assert fit("--_wandb_extra=1").trainer.global_step == 3
+
+
+def environment():
+    """Of a process: this checkout on its path, one thread, no W&B account."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+class Flat(torch.nn.Module):
+    """A user's own backbone."""
+
+    num_features = 3
+
+    def forward(self, images):
+        return images.mean((2, 3))
+
+
+def test_a_users_own_backbone_needs_no_change_here():
+    cli = fit("--model.backbone=tests.test_cli.Flat")
+    assert isinstance(cli.model.backbone, Flat) and cli.model.head.weight.shape == (10, 3)
+
+
+class InterruptAtStep9(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 9:  # the third of six steps of the second epoch
+            raise KeyboardInterrupt
