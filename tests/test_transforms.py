@@ -239,9 +239,9 @@ def test_operations_follow_each_other():
     ("name", "magnitude", "std", "layers", "probability"),
     [
         ("rand-m9-mstd0.5-inc1", 9, 0.5, 2, 0.5),
-        ("rand-m7-inc1", 7, 0.5, 2, 0.5),
+        ("rand-m7-inc1", 7, 0, 2, 0.5),
         ("rand-n3-m5-mstd1-p1.0-inc1", 5, 1, 3, 1),
-        ("rand-inc1", 9, 0.5, 2, 0.5),
+        ("rand-inc1", 10, 0, 2, 0.5),  # timm's defaults
     ],
 )
 def test_names_in_timms_notation(name, magnitude, std, layers, probability):
