@@ -118,14 +118,14 @@ class RandAugment(A.ImageOnlyTransform):
     @classmethod
     def from_name(cls, name: str, fill: tuple[int, int, int] = (124, 116, 104)) -> "RandAugment":
         """
-        Read timm's notation: `rand-m9-mstd0.5-inc1`, with `-n2` layers and `-p0.5` probability by default.
+        Read timm's notation: `rand-m9-mstd0.5-inc1`; as there, `m10`, `mstd0`, `n2` and `p0.5` where not written.
 
         Raises:
             ValueError: For another policy, an unknown part, or without `inc1`.
         """
         policy, *parts = name.split("-")
         keys = {"mstd": "magnitude_std", "m": "magnitude", "n": "num_layers", "p": "op_probability"}
-        known: dict[str, Any] = {}
+        known: dict[str, Any] = {"magnitude": 10.0, "magnitude_std": 0.0}
         try:
             if policy != "rand" or "inc1" not in parts:
                 raise ValueError

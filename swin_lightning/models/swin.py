@@ -119,7 +119,7 @@ class WindowAttention(nn.Module):
         q, k, v = self._heads(x)
         term = self.attention_term(window, mask).to(q.dtype)
         x = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=_for_batch(term, len(x)), dropout_p=self.attn_drop if self.training else 0.0
+            q, k, v, attn_mask=_for_batch(term, x.shape[0]), dropout_p=self.attn_drop if self.training else 0.0
         )
         return self._merge(x)
 
@@ -127,7 +127,7 @@ class WindowAttention(nn.Module):
         """The softmax that `forward` applies, written out: `B*nW, nH, N, N`, rows sum to 1. For looking and testing."""
         q, k, _ = self._heads(x)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        return (scores.float() + _for_batch(self.attention_term(window, mask), len(x))).softmax(dim=-1)
+        return (scores.float() + _for_batch(self.attention_term(window, mask), x.shape[0])).softmax(dim=-1)
 
     def forward_eager(self, x: Tensor, window: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """`forward` through `attention_weights`: the reference for tests."""
@@ -373,7 +373,7 @@ class SwinTransformer(nn.Module):
         grid = img_size // patch_size
         self.absolute_pos_embed = nn.Parameter(torch.zeros(1, grid * grid, embed_dim)) if ape else None
         self.pos_drop = nn.Dropout(drop_rate)
-        drop_path = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+        drop_path = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
         self.layers = nn.ModuleList(
             BasicLayer(
                 dims[stage],
