@@ -17,8 +17,7 @@ from swin_lightning.plots import Prediction, learning_curves, prediction_sheet
 
 
 class Checkpoint(ModelCheckpoint):
-    """
-    `best.ckpt` by validation accuracy and `last.ckpt`, which an interruption writes as well.
+    """`best.ckpt` by validation accuracy and `last.ckpt`, which an interruption writes as well.
 
     Args:
         monitor: Metric that decides which checkpoint is best.
@@ -54,8 +53,7 @@ class Checkpoint(ModelCheckpoint):
 
 
 class EMA(EMAWeightAveraging):
-    """
-    Exponential moving average of the weights: validated, tested and saved in place of the raw ones.
+    """Exponential moving average of the weights: validated, tested and saved in place of the raw ones.
 
     Args:
         decay: Share that the average keeps at every optimizer step; 0 leaves the averaging out.
@@ -76,8 +74,7 @@ class EMA(EMAWeightAveraging):
 
 
 class EarlyStopping(LightningEarlyStopping):
-    """
-    Stop when validation no longer improves.
+    """Stop when validation no longer improves.
 
     Args:
         patience: Validations without improvement; 0 leaves early stopping out.
@@ -124,8 +121,7 @@ class TrainingMonitor(Callback):
 
 
 class BestMetric(Callback):
-    """
-    Logs the best value so far as `<monitor>_best`, across resumed runs.
+    """Logs the best value so far as `<monitor>_best`, across resumed runs.
 
     Args:
         monitor: Metric to follow; larger is better.
@@ -221,8 +217,7 @@ class PredictionReport(Callback):
 
 
 class PredictionWriter(Callback):
-    """
-    Writes `predict`'s results as `predictions.csv`: path, class, probability, and the following classes.
+    """Writes `predict`'s results as `predictions.csv`: path, class, probability, and the following classes.
 
     Args:
         folder: Where the file goes.

@@ -22,8 +22,7 @@ Batch = dict[str, Tensor]
 
 
 class SwinClassifier(LightningModule):
-    """
-    An image classifier. The backbone may be any module with `num_features` that maps images to `B, num_features`.
+    """An image classifier. The backbone may be any module with `num_features` that maps images to `B, num_features`.
 
     Args:
         backbone: The network below the head.
@@ -41,7 +40,8 @@ class SwinClassifier(LightningModule):
         class_names: Names of the classes, kept in the checkpoint for predictions.
 
     Raises:
-        ValueError: If the weights do not fit, or an option asks what the backbone cannot do.
+        ValueError: If the weights do not fit, the learning rate is not positive, or the backbone cannot do what an
+            option asks.
     """
 
     def __init__(
@@ -65,6 +65,8 @@ class SwinClassifier(LightningModule):
         self.hparams["weights"] = None  # a checkpoint brings its own
         if isinstance(self.hparams["backbone"], nn.Module):  # built outside the command line: no plain value
             del self.hparams["backbone"]
+        if lr <= 0:
+            raise ValueError(f"model.lr {lr} must be above 0")
         self.num_classes = num_classes
         self.lr, self.min_lr, self.layer_decay = lr, min_lr, layer_decay
         self.weight_decay = weight_decay

@@ -156,6 +156,9 @@ class CLI(LightningCLI):
         config.trainer.default_root_dir = config.trainer.default_root_dir or str(self.run_dir)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if dry := bool(config.get("fast_dev_run")):  # Lightning would still write a last checkpoint
+            callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+            config["enable_checkpointing"] = False
         config["callbacks"] = list(config["callbacks"] or []) + [c for c in callbacks if getattr(c, "enabled", True)]
         config["callbacks"] += [
             TrainingMonitor(),
@@ -166,7 +169,7 @@ class CLI(LightningCLI):
         if config.get("enable_progress_bar") is not False:
             config["callbacks"].append(RichProgressBar(leave=True) if sys.stdout.isatty() else EpochLine())
             config["enable_progress_bar"] = sys.stdout.isatty()
-        if not config.get("fast_dev_run"):
+        if not dry:
             config["callbacks"].append(SaveConfig(self._parser(self.subcommand), self.saved_config))
         return self.trainer_class(**config)
 
@@ -209,8 +212,7 @@ class CLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> CLI:
-    """
-    Run the command line.
+    """Run the command line.
 
     Args:
         args: Arguments, for use from Python; those of the process by default.
@@ -235,9 +237,12 @@ def main(args: list[str] | None = None) -> CLI:
             args=argv,
         )
     except (ValueError, MisconfigurationException) as error:
-        if isinstance(error, UserError) or not _is_ours(error):
+        ours: BaseException | None = error
+        while ours is not None and not _is_ours(ours):
+            ours = ours.__cause__  # jsonargparse wraps what a class that it builds has raised
+        if ours is None:
             raise
-        raise UserError(_one_line(error)) from error
+        raise UserError(_one_line(ours)) from error
     finally:
         finish_wandb()
 

@@ -17,8 +17,7 @@ def parameter_groups(
     layer_decay: float = 1.0,
     layer_id: Callable[[str], int] | None = None,
 ) -> list[dict[str, Any]]:
-    """
-    Group parameters by weight decay and depth.
+    """Group parameters by weight decay and depth.
 
     Vectors (norms, biases) and the names in `NO_DECAY` have no weight decay. With `layer_decay` below 1 the
     learning rate of layer i is `lr * layer_decay ** (last - i)`; it is written into the group, so that every
@@ -62,8 +61,7 @@ def parameter_groups(
 
 
 def warmup_cosine(step: int, total: int, warmup: int, start: float, end: float) -> float:
-    """
-    The factor on the learning rate at an optimizer step: linear from `start` to 1, then cosine to `end`.
+    """The factor on the learning rate at an optimizer step: linear from `start` to 1, then cosine to `end`.
 
     Args:
         step: Optimizer step, from 0.

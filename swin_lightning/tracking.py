@@ -1,5 +1,4 @@
-"""
-Loggers that live in the run folder, and everything that knows Weights & Biases.
+"""Loggers that live in the run folder, and everything that knows Weights & Biases.
 
 wandb is imported inside functions: importing this file costs nothing.
 """
@@ -24,8 +23,7 @@ from swin_lightning.plots import Prediction
 
 
 class CSVLogger(LightningCSVLogger):
-    """
-    Writes `metrics.csv` into the run folder; a resumed run goes on in the same file.
+    """Writes `metrics.csv` into the run folder; a resumed run goes on in the same file.
 
     Args:
         save_dir: Folder; the command line gives the run folder.
@@ -59,8 +57,7 @@ class _AppendingWriter(ExperimentWriter):
 
 
 class WandbLogger(LightningWandbLogger):
-    """
-    Weights & Biases with or without account and network.
+    """Weights & Biases with or without account and network.
 
     The run's id is the end of the run folder's name, so that a resumed run is the same run there. Without an
     account, or where the server does not answer, it goes on offline and says how to send the run later.
@@ -162,7 +159,7 @@ def _has_account() -> bool:
     import wandb
 
     settings = wandb.setup().settings
-    if settings.api_key or settings.identity_token_file:
+    if os.environ.get("WANDB_API_KEY") or settings.api_key or settings.identity_token_file:
         return True
     try:
         path = os.environ.get("NETRC") or next(

@@ -73,12 +73,12 @@ def test_overlays_and_dotted_overrides_merge_from_left_to_right(tmp_path):
 def test_an_overlay_appends_callbacks_and_keeps_the_named_ones(tmp_path):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(
-        "trainer:\n  callbacks+:\n    - class_path: lightning.pytorch.callbacks.Timer\n"
+        "trainer:\n  callbacks+:\n    - class_path: lightning.pytorch.callbacks.RichModelSummary\n"
         "  logger+:\n    - class_path: swin_lightning.tracking.CSVLogger\n      init_args: {save_dir: other}\n"
     )
     cli = fit("-c", str(overlay), "--ema.decay=0.9", "--early_stopping.patience=3")
     names = [type(callback).__name__ for callback in cli.trainer.callbacks]
-    assert {"Timer", "Checkpoint", "EMA", "EarlyStopping", "TrainingMonitor", "BestMetric"} <= set(names)
+    assert {"RichModelSummary", "Checkpoint", "EMA", "EarlyStopping", "TrainingMonitor", "BestMetric"} <= set(names)
     assert len(cli.trainer.loggers) == 3
     assert "EMA" not in [type(callback).__name__ for callback in fit().trainer.callbacks]  # off by default
 
@@ -110,7 +110,7 @@ def test_checkpoints_load_outside_the_command_line_and_start_other_runs(capsys):
     best = str(cli.run_dir / "checkpoints" / "best.ckpt")
     model = SwinClassifier.load_from_checkpoint(best)
     assert model.class_names == [str(k) for k in range(10)] and model.num_classes == 10
-    tuned = fit(f"--model.weights={best}", "--model.lr=0", "--model.warmup_epochs=0", "--model.min_lr=0")
+    tuned = fit(f"--model.weights={best}", "--model.lr=1e-30", "--model.warmup_epochs=0", "--model.min_lr=0")
     for name, value in model.state_dict().items():
         assert torch.equal(value, tuned.model.state_dict()[name]), name
     # the new checkpoint stands by itself: the file it started from may go
@@ -148,7 +148,9 @@ def test_two_ranks_report_what_one_reports(tmp_path):
                "--trainer.limit_train_batches=2", "--trainer.accelerator=cpu", "--data.eval_batch_size=35"]  # fmt: skip
     results = []
     for name, more in {"one": [], "two": ["--trainer.devices=2", "--trainer.strategy=ddp"]}.items():
-        done = subprocess.run([*command, f"--experiment={name}", *more], env=environment(), capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, f"--experiment={name}", *more], env=environment(), capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         (run_dir,) = Path("runs", name).iterdir()  # one folder for all ranks
         results.append([metrics(run_dir, key)[0] for key in ("val/acc", "test/acc", "test/acc5", "test/loss")])
@@ -181,7 +183,7 @@ def test_an_interrupted_run_can_go_on(number, code):
         (["--data.batchsize=3"], "did you mean batch_size?"),
         (["--data.batch_size=x"], "data.batch_size: expected int, got x"),
         (["--model.lr=abc"], "model.lr: expected float, got abc"),
-        (["-c", "nowhere.yaml"], "'nowhere.yaml'"),
+        (["-c", "nowhere.yaml"], "nowhere.yaml"),
         (["--data.crop=padd"], "padd"),
         (["--data.batch_size=0"], "data.batch_size 0"),
         (["--data.batch_size=2000"], "data.batch_size 2000 is larger than the training set of 1257 images"),
@@ -206,11 +208,11 @@ def test_mistakes_in_files(tmp_path):
         fit("--ckpt_path", str(tmp_path / "text.ckpt"))
     run = fit()
     before = {p: p.stat().st_mtime_ns for p in run.run_dir.rglob("*") if p.is_file()}
+    folder = tmp_path / "mine"
+    for name in ("train/a", "train/b", "val/a", "val/b"):
+        (folder / name).mkdir(parents=True)
+    data = ["--data.class_path=swin_lightning.data.ImageFolder", f"--data.path={folder}"]
     with pytest.raises(UserError, match="the checkpoint has 10 classes and the data has 2"):
-        folder = tmp_path / "mine"
-        for name in ("train/a", "train/b", "val/a", "val/b"):
-            (folder / name).mkdir(parents=True)
-        data = ["--data.class_path=swin_lightning.data.ImageFolder", f"--data.path={folder}"]
         main(["validate", "-c", DIGITS, "--ckpt_path", str(run.run_dir / "checkpoints/best.ckpt"), *data])
     assert before == {p: p.stat().st_mtime_ns for p in run.run_dir.rglob("*") if p.is_file()}  # nothing overwritten
 

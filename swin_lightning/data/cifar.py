@@ -9,8 +9,7 @@ from swin_lightning.data.sources import ArrayImages, HubImages, Source, load_hub
 
 
 class CIFAR10(ImageDataModule):
-    """
-    50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes.
+    """50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes.
 
     Args:
         path: Hub name, or a local folder of the same layout (`<any folder>/{train,test}-*.parquet`).

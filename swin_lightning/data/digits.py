@@ -10,8 +10,7 @@ from swin_lightning.data.sources import ArrayImages, Source
 
 
 class Digits(ImageDataModule):
-    """
-    1,797 scanned digits of 8 x 8 grey pixels, enlarged to `image_size`: 1,257 to train, 180 to validate, 360 to test.
+    """1,797 scanned digits of 8 x 8 grey pixels, enlarged; 1,257 to train, 180 to validate, 360 to test.
 
     Args:
         image_size: Side of the enlarged digits in pixels.
@@ -29,7 +28,7 @@ class Digits(ImageDataModule):
         self,
         image_size: int = 32,
         mean: tuple[float, float, float] = (0.31, 0.31, 0.31),
-        std: tuple[float, float, float] = (0.34, 0.34, 0.34),
+        std: tuple[float, float, float] = (0.35, 0.35, 0.35),
         eval_crop_ratio: float = 1.0,
         **base: Any,
     ) -> None:

@@ -20,8 +20,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImageDataModule(LightningDataModule):
-    """
-    Loaders, augmentation and normalisation of a classified set of images.
+    """Loaders, augmentation and normalisation of a classified set of images.
 
     A batch travels as uint8 and reaches the model as a dict: `image` `B, 3, S, S` float, normalised; `target` `B`
     class indices, or `B, K` probabilities where mixup or CutMix mixed them; `index` `B` places in the data set.

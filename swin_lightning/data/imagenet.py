@@ -11,8 +11,7 @@ SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test
 
 
 class ImageFolder(ImageDataModule):
-    """
-    Your own images: `path/train/<class>/<image>` and `path/val/<class>/<image>`, or a Hugging Face data set.
+    """Your own images: `path/train/<class>/<image>` and `path/val/<class>/<image>`, or a Hugging Face data set.
 
     Without a `test` split, testing means the validation split.
 
@@ -66,8 +65,7 @@ class ImageFolder(ImageDataModule):
 
 
 class ImageNet(ImageFolder):
-    """
-    ImageNet-1K: 1.28 million training and 50,000 validation images in 1,000 classes.
+    """ImageNet-1K: 1.28 million training and 50,000 validation images in 1,000 classes.
 
     The classes are those of the challenge, in its order, even where a folder holds a part of them only.
 

@@ -1,5 +1,4 @@
-"""
-Augmentation of a whole batch on its device: mixup, CutMix, random erasing.
+"""Augmentation of a whole batch on its device: mixup, CutMix, random erasing.
 
 Random numbers are drawn on the CPU from a generator that the caller seeds; the pixels never leave the device.
 """
@@ -14,8 +13,7 @@ from torch import Tensor
 
 @dataclass
 class Mixing:
-    """
-    Mixup and CutMix over a batch, one of the two at a time, with one ratio for the whole batch.
+    """Mixup and CutMix over a batch, one of the two at a time, with one ratio for the whole batch.
 
     Args:
         mixup: Alpha of mixup's Beta distribution; 0 is off.
@@ -34,8 +32,7 @@ class Mixing:
     def __call__(
         self, images: Tensor, targets: Tensor, num_classes: int, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
-        """
-        Mix every image with the one that mirrors its place in the batch.
+        """Mix every image with the one that mirrors its place in the batch.
 
         Args:
             images: `B, C, H, W`.
@@ -63,8 +60,7 @@ class Mixing:
 
 
 def random_erasing(images: Tensor, probability: float, rng: np.random.Generator) -> Tensor:
-    """
-    Fill a box of some images with normal noise.
+    """Fill a box of some images with normal noise.
 
     Args:
         images: Normalised, `B, C, H, W`.

@@ -1,5 +1,4 @@
-"""
-Which samples, in which order, with which randomness: all of it a function of (seed, epoch, index).
+"""Which samples, in which order, with which randomness: all of it a function of (seed, epoch, index).
 
 The sampler sends the epoch along with the index, so that a sample's augmentation depends neither on the
 number of workers or ranks, nor on where a run was resumed.
@@ -41,8 +40,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """
-    Sampler for training and evaluation, on one or several ranks.
+    """Sampler for training and evaluation, on one or several ranks.
 
     In training every epoch is a new permutation of which the incomplete last global batch is left out, and
     `skip` leaves out the batches that a resumed epoch has seen. In evaluation every sample comes once, in order;

@@ -1,5 +1,4 @@
-"""
-Where images come from: arrays in memory, folders of class folders, Hugging Face data sets.
+"""Where images come from: arrays in memory, folders of class folders, Hugging Face data sets.
 
 A source has a length, gives `(image, label)` by index (`H, W, 3` uint8 RGB and an int), and names its images.
 """
@@ -27,8 +26,7 @@ class Source(Protocol):
 
 
 def decode(data: bytes | Path, name: str) -> np.ndarray:
-    """
-    Decode an image file to `H, W, 3` uint8 RGB, turned upright as its EXIF says.
+    """Decode an image file to `H, W, 3` uint8 RGB, turned upright as its EXIF says.
 
     Raises:
         ValueError: If the file is no image or is damaged; names it.
@@ -113,8 +111,7 @@ def label_column(features: Any) -> str:
 
 
 def load_hub(path: str) -> Any:
-    """
-    Load a Hugging Face data set by hub name, or from a local folder of the same layout.
+    """Load a Hugging Face data set by hub name, or from a local folder of the same layout.
 
     Raises:
         ValueError: If there is neither a folder nor a network; says what to do.
@@ -144,8 +141,7 @@ def _is_hub_name(path: str) -> bool:
 
 
 def class_folders(root: Path) -> list[str]:
-    """
-    The class names of a folder of class folders, sorted.
+    """The class names of a folder of class folders, sorted.
 
     Raises:
         ValueError: If there is no such folder, or no folder in it.
@@ -159,8 +155,7 @@ def class_folders(root: Path) -> list[str]:
 
 
 def read_class_folders(root: Path, class_names: Sequence[str]) -> FileImages:
-    """
-    All images under `root/<class>/`, labelled by the place of the class among `class_names`.
+    """All images under `root/<class>/`, labelled by the place of the class among `class_names`.
 
     Raises:
         ValueError: If a class folder is unknown or holds no image.

@@ -1,5 +1,4 @@
-"""
-From a decoded image to the network's pixels. The only file that knows albumentations.
+"""From a decoded image to the network's pixels. The only file that knows albumentations.
 
 Images are `H, W, 3` uint8 RGB arrays on both sides; normalisation happens on the device.
 """
@@ -24,8 +23,7 @@ Array = np.ndarray
 
 
 class Transform:
-    """
-    An albumentations pipeline whose randomness is a function of a seed given with each image.
+    """An albumentations pipeline whose randomness is a function of a seed given with each image.
 
     albumentations' own generators are copied into every DataLoader worker and restored every epoch, so that
     each worker and each epoch would draw the same augmentations.
@@ -70,8 +68,7 @@ def train_transform(
 
 
 def eval_transform(image_size: int, crop: EvalCrop = "center", crop_ratio: float = 224 / 256) -> Transform:
-    """
-    Evaluation pixels: the shorter side to `image_size / crop_ratio`, then the centre; or squashed to the square.
+    """Evaluation pixels: the shorter side to `image_size / crop_ratio`, then the centre; or squashed to the square.
 
     Bicubic with antialiasing, as in the official protocol.
     """
@@ -87,8 +84,7 @@ def _resize(image_size: int) -> A.BasicTransform:
 
 
 class RandAugment(A.ImageOnlyTransform):
-    """
-    RandAugment with the operations and magnitudes of timm's `rand-m9-mstd0.5-inc1`, which Swin was trained with.
+    """RandAugment with the operations and magnitudes of timm's `rand-m9-mstd0.5-inc1`, which Swin was trained with.
 
     Args:
         magnitude: Mean magnitude of an operation, from 0 to 10.
@@ -117,8 +113,7 @@ class RandAugment(A.ImageOnlyTransform):
 
     @classmethod
     def from_name(cls, name: str, fill: tuple[int, int, int] = (124, 116, 104)) -> "RandAugment":
-        """
-        Read timm's notation: `rand-m9-mstd0.5-inc1`; as there, `m10`, `mstd0`, `n2` and `p0.5` where not written.
+        """Read timm's notation: `rand-m9-mstd0.5-inc1`; as there, `m10`, `mstd0`, `n2` and `p0.5` where not written.
 
         Raises:
             ValueError: For another policy, an unknown part, or without `inc1`.

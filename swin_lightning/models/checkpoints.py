@@ -1,5 +1,4 @@
-"""
-Read parameters from files: official checkpoints, and what this project's Trainer saves.
+"""Read parameters from files: official checkpoints, and what this project's Trainer saves.
 
 Everything is strict. Buffers that can be computed are dropped, every other difference is an error that names it.
 """
@@ -19,8 +18,7 @@ StateDict = dict[str, Tensor]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, object]:
-    """
-    Read a `.ckpt`, `.pth` or `.safetensors` file without running code from it.
+    """Read a `.ckpt`, `.pth` or `.safetensors` file without running code from it.
 
     Raises:
         ValueError: If there is no such file, it is no checkpoint, or it holds more than tensors and plain values.
@@ -52,8 +50,7 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
 
 
 def load_weights(classifier: nn.Module, path: str | Path) -> None:
-    """
-    Fill a classifier (`backbone.*`, `head.*`) with the parameters of a file.
+    """Fill a classifier (`backbone.*`, `head.*`) with the parameters of a file.
 
     A head of another number of classes keeps its initial values, and that is said.
 

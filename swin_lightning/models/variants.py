@@ -54,8 +54,7 @@ def swin_large_patch4_window7_224(drop_path_rate: float = 0.2, **kwargs: Any) ->
 
 
 def swin_tiny_patch2_window4_32(drop_path_rate: float = 0.1, **kwargs: Any) -> SwinTransformer:
-    """
-    Three stages for 32 x 32 images: 16 x 16 tokens of 2 x 2 pixels, 7.0 M parameters.
+    """Three stages for 32 x 32 images: 16 x 16 tokens of 2 x 2 pixels, 7.0 M parameters.
 
     The layout of aanna0701/SPT_LSA_ViT, published with 94.46 % on CIFAR-10 and 76.87 % on CIFAR-100.
     """

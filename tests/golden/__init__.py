@@ -1,5 +1,4 @@
-"""
-Reference outputs of other implementations, computed in float64 for weights and an input that follow from a formula.
+"""Reference outputs of other implementations, computed in float64 for weights and an input that follow from a formula.
 
 `official.json` comes from microsoft/Swin-Transformer f82860b: for each model its config, the names and shapes of
 parameters and buffers, and the first 16 logits of two images. In float32 expect an error of 1e-5.

@@ -1,0 +1,91 @@
+"""Every experiment and every overlay runs: a few steps on generated data of its own layout."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from swin_lightning.cli import main
+from tests.test_cli import DIGITS, EXPERIMENTS, SHORT
+
+CPU = str(EXPERIMENTS / "hardware" / "cpu.yaml")
+FILES = sorted(path for path in EXPERIMENTS.glob("*.yaml") if path.name != "base.yaml")
+OVERLAYS = sorted(path for folder in ("debug", "hardware") for path in (EXPERIMENTS / folder).glob("*.yaml"))
+
+
+def generated(kind, folder):
+    """A folder in the layout that the data module reads, with random images, or None for data that need none."""
+    rng = np.random.default_rng(0)
+    if kind.startswith("CIFAR"):
+        from datasets import ClassLabel, Dataset, Features
+        from datasets import Image as ImageFeature
+
+        label = "label" if kind == "CIFAR10" else "fine_label"
+        classes = 10 if kind == "CIFAR10" else 100
+        features = Features({"img": ImageFeature(), label: ClassLabel(num_classes=classes)})
+        for split, size in (("train", 200), ("test", 100)):
+            images = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(size)]
+            columns = {"img": images, label: [i % classes for i in range(size)]}
+            Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+        return ["--data.path", str(folder), "--data.val_size=20"]
+    if kind == "ImageNet":
+        for split, size in (("train", 6), ("val", 2)):
+            for name in ("n01440764", "n15075141"):
+                (folder / split / name).mkdir(parents=True)
+                for i in range(size):
+                    image = rng.integers(0, 256, (60, 80, 3), np.uint8)
+                    Image.fromarray(image).save(folder / split / name / f"{i}.JPEG")
+        return ["--data.path", str(folder), "--data.image_size=64"]
+    return []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_an_experiment_trains_validates_and_tests(path, tmp_path):
+    config = yaml.safe_load(path.read_text())
+    (tmp_path / "data").mkdir()
+    data = generated(config["data"]["class_path"].rsplit(".", 1)[-1], tmp_path / "data")
+    cli = main([
+        "fit", "-c", str(path), "-c", CPU, *data, "--data.batch_size=4", "--data.num_workers=0",
+        "--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1", "--trainer.log_every_n_steps=1",
+    ])  # fmt: skip
+    assert cli.trainer.global_step == 2 and cli.run_dir.parent.name == path.stem
+    with (cli.run_dir / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+    # two steps from a new head: each loss is near that of guessing
+    assert losses == pytest.approx([np.log(cli.model.num_classes)] * 2, rel=0.35)
+    assert (cli.run_dir / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_an_experiment_opens_with_what_command_hardware_and_expected_accuracy(path):
+    header = "".join(line for line in path.open() if line.startswith("#"))
+    assert f"swin-lightning fit -c experiments/{path.name}" in header
+    assert all(word in header for word in ("Command:", "Hardware:", "Expected:", "Protocol:"))
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_an_overlay_fits_every_experiment(path):
+    assert path.read_text().startswith("# Overlay:")
+    if path.parent.name == "hardware" and path.stem.startswith("gpu"):
+        overlay = yaml.safe_load(path.read_text())  # no GPU here: what it says still has to be understood
+        args = [f"--trainer.{key}={value}" for key, value in overlay["trainer"].items() if key != "accelerator"]
+        cli = main(["fit", "-c", DIGITS, *SHORT, "--trainer.accelerator=cpu", *args, "--trainer.devices=1"])
+    else:
+        cli = main(["fit", "-c", DIGITS, "-c", str(path), *SHORT])
+    assert cli.trainer.global_step >= 1
+
+
+def test_the_debug_overlay_overfits_one_batch(tmp_path):
+    cli = main(["fit", "-c", DIGITS, "-c", str(EXPERIMENTS / "debug" / "overfit.yaml"), "--data.batch_size=16",
+                "--data.rotate=0", "--data.crop=none", "--trainer.max_epochs=40"])  # fmt: skip
+    assert float(cli.trainer.callback_metrics["train/loss"]) < 0.1
+
+
+def test_the_number_of_experiments_is_what_the_readme_lists():
+    text = (EXPERIMENTS / "README.md").read_text()
+    assert all(f"`{path.stem}`" in text for path in FILES)
+    assert all(Path(path).is_file() for path in FILES)
