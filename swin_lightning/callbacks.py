@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -142,6 +142,15 @@ class BestMetric(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
+
+
+class ProgressBar(RichProgressBar):
+    """Rich's bar with loss, accuracy and images per second; the run's number is in the folder's name."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
 
 
 class EpochLine(Callback):

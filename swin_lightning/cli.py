@@ -19,7 +19,6 @@ import yaml
 from jsonargparse import Namespace
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.rank_zero import _get_rank
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -31,6 +30,7 @@ from swin_lightning.callbacks import (
     EpochLine,
     PredictionReport,
     PredictionWriter,
+    ProgressBar,
     TrainingMonitor,
 )
 from swin_lightning.classifier import SwinClassifier
@@ -167,7 +167,7 @@ class CLI(LightningCLI):
             PredictionWriter(self.run_dir),
         ]
         if config.get("enable_progress_bar") is not False:
-            config["callbacks"].append(RichProgressBar(leave=True) if sys.stdout.isatty() else EpochLine())
+            config["callbacks"].append(ProgressBar(leave=True) if sys.stdout.isatty() else EpochLine())
             config["enable_progress_bar"] = sys.stdout.isatty()
         if not dry:
             config["callbacks"].append(SaveConfig(self._parser(self.subcommand), self.saved_config))
