@@ -83,11 +83,6 @@ class DropPath(nn.Module):
         return f"p={self.p:.3f}"
 
 
-def full_precision(x: Tensor) -> Tensor:
-    """float32 where it was less."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def init_weights(module: nn.Module) -> None:
     """Truncated normal weights of std 0.02 and zero biases in linear layers. Source: microsoft/Swin-Transformer."""
     if isinstance(module, nn.Linear):

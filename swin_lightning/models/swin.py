@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from swin_lightning.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, full_precision, init_weights
+from swin_lightning.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, init_weights
+from swin_lightning.models.precision import full_precision, without_autocast
 from swin_lightning.models.windows import (
     fit_window,
     padded_size,
@@ -108,7 +109,7 @@ class WindowAttention(nn.Module):
     def attention_weights(self, x: Tensor, window: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """The softmax that `forward` applies, written out: `B*nW, nH, N, N`, rows sum to 1. For looking and testing."""
         q, k, _ = self.heads(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             scores = full_precision(q * self.scale) @ full_precision(k).transpose(-2, -1)
             return (scores + repeat_for_batch(self.attention_term(window, mask), len(x))).softmax(dim=-1)
 

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swin_lightning.models.layers import PatchMerging, full_precision
+from swin_lightning.models.layers import PatchMerging
+from swin_lightning.models.precision import full_precision, without_autocast
 from swin_lightning.models.swin import BasicLayer, SwinTransformer, SwinTransformerBlock, WindowAttention
 
 MAX_SCALE = 100.0  # of the cosine: the temperature of the paper, tau, stays above 0.01
@@ -86,7 +87,7 @@ class WindowAttentionV2(WindowAttention):
 
         A clamped window reads its centre, as in V1: it sees the offsets it has, in the coordinates of the full window.
         """
-        with torch.autocast(self.logit_scale.device.type, enabled=False):
+        with without_autocast(self.logit_scale):
             return MAX_BIAS * full_precision(self.cpb_mlp(self.relative_coords_table)).sigmoid()
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,7 +101,7 @@ class WindowAttentionV2(WindowAttention):
         return F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1), v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, term: Tensor) -> Tensor:
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             return super().attend(q, k, v, term).to(self.proj.weight.dtype)
 
 
