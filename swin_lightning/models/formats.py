@@ -55,13 +55,13 @@ class Format:
         if place is None:
             prefix = "" if name.startswith("head.") else self.prefix
             return [Slot(prefix + part.format(last=last_stage)) for part in self._rename(name)]
-        template = "layers.{s}.downsample" if place[2] is None else "layers.{s}.blocks.{b}"
-        s = int(place[1])
+        s, b, inner = int(place[1]), place[2], name[place.end() :]
+        template = "layers.{s}.downsample" if b is None else "layers.{s}.blocks.{b}"
         theirs = str(self.names.get(template, template))
-        theirs = theirs.format(s=s, b=place[2], next=s + 1, odd=2 * s + 1, even=2 * s + 2)
+        theirs = self.prefix + theirs.format(s=s, b=b, next=s + 1, odd=2 * s + 1, even=2 * s + 2)
         slots = []
-        for part in self._rename(name[place.end() :]):
-            entry, _, third = f"{self.prefix}{theirs}.{part}".rstrip("]").partition("[")
+        for part in [inner] if b is None else self._rename(inner):  # patch merging has the same names everywhere
+            entry, _, third = f"{theirs}.{part}".rstrip("]").partition("[")
             slots.append(Slot(entry, int(third) if third else None))
         return slots
 
