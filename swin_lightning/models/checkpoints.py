@@ -153,13 +153,16 @@ def save_weights(classifier: nn.Module, path: str | Path, target: str = "swin_li
 
 def _unsafe(path: Path, error: str) -> str:
     """What to do with a file that holds objects, as official training checkpoints hold their configuration."""
-    found = re.search(r"(?:Unsupported global: GLOBAL|GLOBAL) ([\w.]+)", error)
-    name = found[1] if found else "of unknown classes"
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # of the format before torch 1.6, whose first object only the error tells
+        names = re.findall(r"GLOBAL ([\w.]+)", error)
+    stand_ins = ", ".join(f"(OrderedDict, '{name}')" for name in names)
     return (
-        f"checkpoint {str(path)!r} holds Python objects ({name}) besides tensors, and loading them could run code; "
-        "nothing was loaded. If you know this class, convert the file once where it can be imported: "
-        f"with torch.serialization.safe_globals([{name.rsplit('.', 1)[-1]}]): "
-        "torch.save(torch.load(PATH, weights_only=True)['model'], NEW), which allows this class and no other"
+        f"checkpoint {str(path)!r} holds Python objects ({', '.join(names)}) besides tensors, and loading them could "
+        "run code; nothing was loaded. To keep the parameters without running any, read the objects as plain "
+        f"dictionaries: with torch.serialization.safe_globals([{stand_ins}]): "
+        "torch.save(torch.load(PATH, weights_only=True)['model'], NEW)"
     )
 
 
