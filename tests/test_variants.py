@@ -10,6 +10,7 @@ from torch import nn
 from swin_lightning import models
 from swin_lightning.cli import main
 from swin_lightning.models.summary import builders, count, image_size, num_classes, published
+from swin_lightning.models.swin_v2 import WindowAttentionV2
 
 # microsoft/Swin-Transformer, README.md: millions of parameters and 10^9 MACs with 1000 classes
 PUBLISHED = {
@@ -81,11 +82,13 @@ def test_by_name_in_a_configuration(name):
             parser.parse_args([key, option])
 
 
-def test_the_fine_tuned_know_their_first_windows():
+def test_the_fine_tuned_know_their_first_windows(monkeypatch):
+    trained = []
+    monkeypatch.setattr(WindowAttentionV2, "set_trained_window", lambda self, window: trained.append(window))
     with torch.device("meta"):
         model = models.swinv2_base_patch4_window12to16_192to256()
-    blocks = [layer.blocks[0].attn for layer in model.layers]
-    assert [attn.window_size for attn in blocks] == [16] * 4
+    assert [layer.blocks[0].attn.window_size for layer in model.layers] == [16] * 4
+    assert trained[-24:] == [12] * 22 + [6] * 2
 
 
 def test_the_table(capsys, monkeypatch):

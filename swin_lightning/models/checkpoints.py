@@ -81,11 +81,14 @@ def load_weights(classifier: nn.Module, path: str | Path, bias_resize: BiasResiz
     problems = [f"missing {entry}" for entry in sorted(expected - entries.keys())]
     problems += [f"unexpected {entry}" for entry in entries if entry not in expected]
     state, resized = {}, set()
+    largest = max(
+        (_window(p) for entry, p in entries.items() if entry.endswith("position_bias_table") and p.ndim == 2), default=0
+    )
     for name, parts in slots.items():
         if all(slot.entry in entries for slot in parts):
             found = [entries[slot.entry] for slot in parts]
             if len(parts) == 1 and found[0].shape != own[name].shape:
-                found[0], how = _resized(name, found[0], own[name], classifier.backbone, bias_resize)
+                found[0], how = _resized(name, found[0], own[name], largest, bias_resize)
                 resized |= {how} - {""}
             wrong = _wrong_shapes(parts, found, own[name])
             problems += wrong
@@ -226,15 +229,23 @@ def _without_other_head(
     return {name: parts for name, parts in slots.items() if name not in ("head.weight", "head.bias")}
 
 
-def _resized(name: str, value: Tensor, own: Tensor, backbone: object, mode: BiasResize) -> tuple[Tensor, str]:
-    """A table of another window, or an embedding of another map, in our size, and what was done; else unchanged."""
+def _resized(name: str, value: Tensor, own: Tensor, largest: int, mode: BiasResize) -> tuple[Tensor, str]:
+    """
+    A table of another window, or an embedding of another map, in our size, and what was done; else unchanged.
+
+    Args:
+        name: Of our parameter.
+        value: As it stands in the file.
+        own: The parameter it should fill.
+        largest: Largest window of the file.
+        mode: How tables are resized.
+    """
     if name.endswith("relative_position_bias_table") and value.ndim == 2 and value.shape[1] == own.shape[1]:
-        (old, old_odd), (new, _) = divmod(math.isqrt(len(value)) + 1, 2), divmod(math.isqrt(len(own)) + 1, 2)
-        if old_odd or (2 * old - 1) ** 2 != len(value):
+        old, new = _window(value), _window(own)
+        if (2 * old - 1) ** 2 != len(value):
             return value, ""
-        stage = int(_official(name).split(".")[1])
-        if old < new and isinstance(backbone, SwinTransformer) and old == backbone.stage_size(stage):
-            # some projects build a smaller table where a stage's map is smaller than the window
+        if old < largest == new:
+            # official and timm models have a smaller table where a stage's map is smaller than the window
             return centre_bias_table(value, new), f"bias tables of window {old} are the centre of window {new}"
         return resize_bias_table(value, new, mode), f"bias tables resized from window {old} to {new} ({mode})"
     if name.endswith("absolute_pos_embed") and value.ndim == 3 and value.shape[2] == own.shape[2]:
@@ -242,6 +253,11 @@ def _resized(name: str, value: Tensor, own: Tensor, backbone: object, mode: Bias
         if square:
             return resize_position_embedding(value, own.shape[1]), "position embedding resized (bicubic)"
     return value, ""
+
+
+def _window(table: Tensor) -> int:
+    """Side M of the window that a bias table of `(2M-1)^2` offsets belongs to."""
+    return (math.isqrt(len(table)) + 1) // 2
 
 
 def _wrong_shapes(slots: list[Slot], found: list[Tensor], own: Tensor) -> list[str]:

@@ -258,8 +258,8 @@ class SwinTransformer(nn.Module):
     Swin Transformer, a backbone for images of any height and width.
 
     Args:
-        img_size: Image the weights are trained on; the network adapts to each input. It decides how the bias table of
-            a stage smaller than its window is read from a file, see `models.resize`.
+        img_size: Image that `ape` is made for; else taken for compatibility with the official constructor, as the
+            network adapts to each input.
         patch_size: Side of a patch in pixels.
         in_chans: Channels of the image.
         num_classes: Classes of the head; 0 leaves it out, and the backbone returns the pooled features.
