@@ -2,7 +2,6 @@
 
 import math
 
-import formats
 import pytest
 import torch
 from torch import nn
@@ -10,6 +9,7 @@ from torch import nn
 from swin_lightning.models import SwinTransformerV2
 from swin_lightning.models.swin_v2 import WindowAttentionV2, log_spaced_coords
 from swin_lightning.models.windows import region_mask
+from tests import formats
 
 SMALL = {"img_size": 64, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
 

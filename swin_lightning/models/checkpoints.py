@@ -87,7 +87,7 @@ def load_weights(classifier: nn.Module, path: str | Path, bias_resize: BiasResiz
     for name, parts in slots.items():
         if all(slot.entry in entries for slot in parts):
             found = [entries[slot.entry] for slot in parts]
-            if len(parts) == 1 and found[0].shape != own[name].shape:
+            if len(parts) == 1 and found[0].shape != own[name].shape and _alike(name, slots, entries):
                 found[0], how = _resized(name, found[0], own[name], largest, bias_resize)
                 resized |= {how} - {""}
             wrong = _wrong_shapes(parts, found, own[name])
@@ -162,7 +162,7 @@ def _unsafe(path: Path, error: str) -> str:
         names = re.findall(r"GLOBAL ([\w.]+)", error)
     stand_ins = ", ".join(f"(OrderedDict, '{name}')" for name in names)
     return (
-        f"checkpoint {str(path)!r} holds Python objects ({', '.join(names)}) besides tensors, and loading them could "
+        f"checkpoint {str(path)!r} holds Python objects besides tensors ({', '.join(names)}), and loading them could "
         "run code; nothing was loaded. To keep the parameters without running any, read the objects as plain "
         f"dictionaries: with torch.serialization.safe_globals([{stand_ins}]): "
         "torch.save(torch.load(PATH, weights_only=True)['model'], NEW)"
@@ -222,8 +222,8 @@ def _without_other_head(
         regular = weight.ndim == 2 and weight.shape[1] == own["head.weight"].shape[1] and bias.shape == weight.shape[:1]
         if not regular or len(weight) == len(own["head.weight"]):
             return slots
-    found = "none" if weight is None else f"one of {len(weight)} classes"
-    log.warning("weights %s: a new head of %d classes, the file has %s", path, len(own["head.weight"]), found)
+    found = "none" if weight is None else f"{len(weight)} classes"
+    log.warning("weights %s: the file's head has %s; ours of %d is new", path, found, len(own["head.weight"]))
     for name in names:
         entries.pop(name, None)
     return {name: parts for name, parts in slots.items() if name not in ("head.weight", "head.bias")}
@@ -253,6 +253,14 @@ def _resized(name: str, value: Tensor, own: Tensor, largest: int, mode: BiasResi
         if square:
             return resize_position_embedding(value, own.shape[1]), "position embedding resized (bicubic)"
     return value, ""
+
+
+def _alike(name: str, slots: Mapping[str, list[Slot]], entries: StateDict) -> bool:
+    """Whether a parameter has one shape in all blocks of its stage: a window belongs to a stage, not to a block."""
+    stage, _, inner = name.partition(".blocks.")
+    end = inner.partition(".")[2]
+    alike = [slots[key][0].entry for key in slots if key.startswith(stage + ".") and key.endswith(end)]
+    return not inner or len({entries[entry].shape for entry in alike if entry in entries}) == 1
 
 
 def _window(table: Tensor) -> int:

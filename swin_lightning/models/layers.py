@@ -83,9 +83,9 @@ class DropPath(nn.Module):
         return f"p={self.p:.3f}"
 
 
-def init_weights(module: nn.Module) -> None:
-    """Truncated normal weights of std 0.02 and zero biases in linear layers. Source: microsoft/Swin-Transformer."""
+def init_weights(module: nn.Module, std: float) -> None:
+    """Truncated normal weights and zero biases in linear layers. Source: microsoft/Swin-Transformer, std 0.02."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.weight, std=std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -9,6 +9,7 @@ nH heads, D channels of a head. Between the parts, maps travel as `B, H, W, C`.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -104,14 +105,14 @@ class WindowAttention(nn.Module):
             `B*nW, N, C`.
         """
         q, k, v = self.heads(x)
-        return self._merge(self.attend(q, k, v, repeat_for_batch(self.attention_term(window, mask), len(x))))
+        return self._merge(self.attend(q, k, v, repeat_for_batch(self.attention_term(window, mask), x.shape[0])))
 
     def attention_weights(self, x: Tensor, window: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """The softmax that `forward` applies, written out: `B*nW, nH, N, N`, rows sum to 1. For looking and testing."""
         q, k, _ = self.heads(x)
         with without_autocast(x):
             scores = full_precision(q * self.scale) @ full_precision(k).transpose(-2, -1)
-            return (scores + repeat_for_batch(self.attention_term(window, mask), len(x))).softmax(dim=-1)
+            return (scores + repeat_for_batch(self.attention_term(window, mask), x.shape[0])).softmax(dim=-1)
 
     def forward_eager(self, x: Tensor, window: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """`forward` through `attention_weights`: the reference for tests."""
@@ -221,7 +222,6 @@ class BasicLayer(nn.Module):
         **block_args: Any,
     ) -> None:
         super().__init__()
-        self.window_size = window_size
         self.use_checkpoint = False
         self.blocks = nn.ModuleList(
             self.block(
@@ -258,8 +258,7 @@ class SwinTransformer(nn.Module):
     Swin Transformer, a backbone for images of any height and width.
 
     Args:
-        img_size: Image that `ape` is made for; else taken for compatibility with the official constructor, as the
-            network adapts to each input.
+        img_size: Image that `ape` is made for; apart from that the network adapts to each input.
         patch_size: Side of a patch in pixels.
         in_chans: Channels of the image.
         num_classes: Classes of the head; 0 leaves it out, and the backbone returns the pooled features.
@@ -275,6 +274,7 @@ class SwinTransformer(nn.Module):
         ape: Add a learned absolute position embedding; fixes the image to `img_size`.
         patch_norm: Normalise after the patch embedding.
         use_checkpoint: Recompute the blocks in the backward pass instead of keeping their activations.
+        init_std: Standard deviation of the initial matrices; narrow networks learn sooner from `embed_dim ** -0.5`.
 
     Raises:
         ValueError: Where depths and num_heads differ in length, or a stage's channels cannot be split into heads.
@@ -300,6 +300,7 @@ class SwinTransformer(nn.Module):
         ape: bool = False,
         patch_norm: bool = True,
         use_checkpoint: bool = False,
+        init_std: float = 0.02,
     ) -> None:
         super().__init__()
         if len(depths) != len(num_heads):
@@ -337,7 +338,7 @@ class SwinTransformer(nn.Module):
         self.norm = nn.LayerNorm(self.num_features)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
-        self.apply(init_weights)
+        self.apply(partial(init_weights, std=init_std))
         if self.absolute_pos_embed is not None:
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
         self.set_grad_checkpointing(use_checkpoint)

@@ -160,6 +160,8 @@ class SwinTransformerV2(SwinTransformer):
         ape: Add a learned absolute position embedding; fixes the image to `img_size`.
         patch_norm: Normalise after the patch embedding.
         use_checkpoint: Recompute the blocks in the backward pass instead of keeping their activations.
+        init_std: Standard deviation of the initial matrices. Narrow networks learn sooner from about
+            `embed_dim ** -0.5`.
         pretrained_window_sizes: Window that the weights of each stage were trained with, where another is used now;
             0 stands for the present one. Weights of window 8 at 256 pixels go to window 16 with 8, 8, 8, 8, weights
             of window 12 at 192 pixels (whose last map is 6 x 6) with 12, 12, 12, 6. No file tells it, and a wrong
@@ -190,6 +192,7 @@ class SwinTransformerV2(SwinTransformer):
         ape: bool = False,
         patch_norm: bool = True,
         use_checkpoint: bool = False,
+        init_std: float = 0.02,
         pretrained_window_sizes: Sequence[int] | None = None,
     ) -> None:
         trained = tuple(pretrained_window_sizes or [0] * len(depths))
@@ -212,6 +215,7 @@ class SwinTransformerV2(SwinTransformer):
             ape=ape,
             patch_norm=patch_norm,
             use_checkpoint=use_checkpoint,
+            init_std=init_std,
         )
         for stage, layer in enumerate(self.layers):
             window = trained[stage] or min(window_size, self.stage_size(stage))

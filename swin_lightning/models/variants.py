@@ -225,6 +225,7 @@ def swin_micro_patch4_window4_32(drop_path_rate: float = 0.0, **kwargs: Any) -> 
         num_heads=(2, 4),
         window_size=4,
         mlp_ratio=2.0,
+        init_std=0.1,
         drop_path_rate=drop_path_rate,
         **kwargs,
     )
