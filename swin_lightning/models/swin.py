@@ -222,6 +222,7 @@ class BasicLayer(nn.Module):
         **block_args: Any,
     ) -> None:
         super().__init__()
+        self.window_size = window_size
         self.use_checkpoint = False
         self.blocks = nn.ModuleList(
             self.block(
@@ -239,8 +240,7 @@ class BasicLayer(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Args: x: map, `B, H, W, C`. Returns: the stage's output, and the same merged for the next stage."""
         size = (x.shape[1], x.shape[2])
-        # all blocks of a stage share two masks: without and with the shift
-        masks = {}
+        masks = {}  # all blocks of a stage share two: without and with the shift
         blocks = cast(Iterable[SwinTransformerBlock], self.blocks)
         for shift in {block.shift_size for block in blocks}:
             masks[shift] = region_mask(size, *fit_window(size, self.window_size, shift), device=x.device)
