@@ -36,8 +36,7 @@ def export(args: list[str]) -> None:
 
 
 def load_classifier(path: str) -> SwinClassifier:
-    """
-    The classifier of a run's checkpoint, on the CPU.
+    """The classifier of a run's checkpoint, on the CPU.
 
     Raises:
         ValueError: If the file is no checkpoint of a run, or does not know its backbone.

@@ -1,5 +1,4 @@
-"""
-Checkpoints of other projects, made by formula, and what those projects answer with them.
+"""Checkpoints of other projects, made by formula, and what those projects answer with them.
 
 `golden/formats.json` holds for each (project, model) the names and shapes of a saved state dict and the first logits
 of two images, computed by that project in float64. Blocks of a stage that are alike are written once: `blocks.0-5.`

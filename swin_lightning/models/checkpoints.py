@@ -1,5 +1,4 @@
-"""
-Read parameters from files of any project that publishes Swin Transformers, and write them back (`formats.py`).
+"""Read parameters from files of any project that publishes Swin Transformers, and write them back (`formats.py`).
 
 Everything is strict. Buffers that can be computed are dropped, every other difference is an error that names it.
 """
@@ -26,8 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, object]:
-    """
-    Read a `.ckpt`, `.pth` or `.safetensors` file without running code from it.
+    """Read a `.ckpt`, `.pth` or `.safetensors` file without running code from it.
 
     Raises:
         ValueError: If there is no such file, it is no checkpoint, or it holds more than tensors and plain values.
@@ -55,8 +53,7 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
 
 
 def load_weights(classifier: nn.Module, path: str | Path, bias_resize: BiasResize = "bicubic") -> None:
-    """
-    Fill a classifier (`backbone.*`, `head.*`) with the parameters of a file, whose format is detected and said.
+    """Fill a classifier (`backbone.*`, `head.*`) with the parameters of a file, whose format is detected and said.
 
     Relative position bias tables of another window, and absolute position embeddings of another image, are resized.
     Swin V2 computes its bias from coordinates and needs no resizing, but the window that the file was trained with as
@@ -106,8 +103,7 @@ def load_weights(classifier: nn.Module, path: str | Path, bias_resize: BiasResiz
 
 
 def export_weights(classifier: nn.Module, target: str) -> StateDict:
-    """
-    The parameters of a classifier as another project names and lays them out.
+    """The parameters of a classifier as another project names and lays them out.
 
     Args:
         classifier: Module with a Swin `backbone` and a linear `head`.
@@ -131,8 +127,7 @@ def export_weights(classifier: nn.Module, target: str) -> StateDict:
 
 
 def save_weights(classifier: nn.Module, path: str | Path, target: str = "swin_lightning") -> None:
-    """
-    Write `export_weights` to a `.safetensors` file, or to a `.pth` file in the wrapper that the project expects.
+    """Write `export_weights` to a `.safetensors` file, or to a `.pth` file in the wrapper that the project expects.
 
     Raises:
         ValueError: For another ending of the path, or what `export_weights` refuses.
@@ -230,8 +225,7 @@ def _without_other_head(
 
 
 def _resized(name: str, value: Tensor, own: Tensor, largest: int, mode: BiasResize) -> tuple[Tensor, str]:
-    """
-    A table of another window, or an embedding of another map, in our size, and what was done; else unchanged.
+    """A table of another window, or an embedding of another map, in our size, and what was done; else unchanged.
 
     Args:
         name: Of our parameter.

@@ -1,5 +1,4 @@
-"""
-The names that other projects give to the parameters of a Swin Transformer: one table a format, for both directions.
+"""The names that other projects give to the parameters of a Swin Transformer: one table a format, for both directions.
 
 A table maps official names, which are ours, to theirs. A file is read by asking, for every parameter of the model,
 where the file keeps it (`Format.slots`), and written by putting it there. Sources: the state dicts of
@@ -28,8 +27,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Format:
-    """
-    How a project names its parameters.
+    """How a project names its parameters.
 
     Args:
         name: The format's name.
@@ -213,8 +211,7 @@ def detect(names: Iterable[str]) -> Format:
 
 
 def to_unfold(x: Tensor) -> Tensor:
-    """
-    The channels of patch merging, last axis 4C, from the official order to that of `nn.Unfold`.
+    """The channels of patch merging, last axis 4C, from the official order to that of `nn.Unfold`.
 
     Officially the four neighbours (0,0), (1,0), (0,1), (1,1) of row and column follow each other with C channels
     each; `nn.Unfold` goes through the neighbours row by row within every channel.

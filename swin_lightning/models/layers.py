@@ -1,5 +1,4 @@
-"""
-The parts that both Swin papers take as given: patch embedding and merging, MLP, stochastic depth, initialisation.
+"""The parts that both Swin papers take as given: patch embedding and merging, MLP, stochastic depth, initialisation.
 
 Shapes: B batch, H W height and width of the map, C channels.
 """
@@ -10,8 +9,7 @@ from torch import Tensor, nn
 
 
 class PatchEmbed(nn.Module):
-    """
-    Patch partition and linear embedding in one: a convolution whose stride is its kernel size.
+    """Patch partition and linear embedding in one: a convolution whose stride is its kernel size.
 
     Args:
         patch_size: Side of a patch in pixels.

@@ -11,8 +11,7 @@ BiasResize = Literal["bicubic", "geometric"]
 
 
 def resize_bias_table(table: Tensor, window_size: int, mode: BiasResize = "bicubic") -> Tensor:
-    """
-    A relative position bias table for windows of another size.
+    """A relative position bias table for windows of another size.
 
     Args:
         table: `(2m-1)^2, nH`, of windows of m x m tokens.
@@ -51,8 +50,7 @@ def resize_position_embedding(embedding: Tensor, num_tokens: int) -> Tensor:
 
 
 def _geometric_weights(old: int, new: int) -> Tensor:
-    """
-    Cubic spline interpolation from offsets -old..old to -new..new as a matrix, `2*new+1, 2*old+1`.
+    """Cubic spline interpolation from offsets -old..old to -new..new as a matrix, `2*new+1, 2*old+1`.
 
     The old entries are laid at distances 1, 1+q, 1+q+q^2, ... with the q >= 1 that lets the outermost reach `new`;
     where `new` is smaller nothing is stretched, and the middle is cut out.

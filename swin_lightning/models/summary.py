@@ -49,8 +49,7 @@ def num_classes(name: str) -> int:
 
 
 def count(builder: Builder, num_classes: int, image_size: int) -> tuple[int, int]:
-    """
-    Parameters, and multiply-accumulates (MACs) for one image.
+    """Parameters, and multiply-accumulates (MACs) for one image.
 
     Counted are the products that a forward pass makes: linear layers, the convolution of the patch embedding, and
     queries with keys and weights with values in every window, pads included. Left out, as in the published figures,

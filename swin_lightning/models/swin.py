@@ -1,5 +1,4 @@
-"""
-Swin Transformer: Hierarchical Vision Transformer using Shifted Windows (Liu et al., 2021, arXiv:2103.14030).
+"""Swin Transformer: Hierarchical Vision Transformer using Shifted Windows (Liu et al., 2021, arXiv:2103.14030).
 
 Read from top to bottom, the file follows an image through the network: patches, windows, blocks, stages.
 Parameter names are those of the official repository (microsoft/Swin-Transformer), so that its checkpoints fit.
@@ -31,8 +30,7 @@ from swin_lightning.models.windows import (
 
 
 class WindowAttention(nn.Module):
-    """
-    Multi-head self-attention inside windows, with relative position bias (paper section 3.2).
+    """Multi-head self-attention inside windows, with relative position bias (paper section 3.2).
 
     The matrix of a window is N x N whatever the image, so that memory grows with H*W and not with (H*W)^2.
 
@@ -77,8 +75,7 @@ class WindowAttention(nn.Module):
         return self.relative_position_bias_table
 
     def relative_position_bias(self, window: tuple[int, int]) -> Tensor:
-        """
-        The bias of every pair of tokens in a window, `nH, N, N`.
+        """The bias of every pair of tokens in a window, `nH, N, N`.
 
         The index depends on offsets alone, so that the upper left corner of the full window serves every
         smaller one: a clamped window reads the centre of the table.
@@ -93,8 +90,7 @@ class WindowAttention(nn.Module):
         return bias if mask is None else bias.masked_fill(~mask.unsqueeze(1), float("-inf"))
 
     def forward(self, x: Tensor, window: tuple[int, int], mask: Tensor | None = None) -> Tensor:
-        """
-        Attend inside every window.
+        """Attend inside every window.
 
         Args:
             x: Windows, `B*nW, N, C`.
@@ -135,8 +131,7 @@ class WindowAttention(nn.Module):
 
 
 class SwinTransformerBlock(nn.Module):
-    """
-    W-MSA or SW-MSA, then an MLP, each with a norm before and a residual around (paper figure 3b).
+    """W-MSA or SW-MSA, then an MLP, each with a norm before and a residual around (paper figure 3b).
 
     Args:
         dim: Channels of a token.
@@ -195,8 +190,7 @@ class SwinTransformerBlock(nn.Module):
 
 
 class BasicLayer(nn.Module):
-    """
-    A stage: blocks that take turns in W-MSA and SW-MSA, then patch merging unless it is the last.
+    """A stage: blocks that take turns in W-MSA and SW-MSA, then patch merging unless it is the last.
 
     Args:
         dim: Channels of a token.
@@ -254,8 +248,7 @@ class BasicLayer(nn.Module):
 
 
 class SwinTransformer(nn.Module):
-    """
-    Swin Transformer, a backbone for images of any height and width.
+    """Swin Transformer, a backbone for images of any height and width.
 
     Args:
         img_size: Image that `ape` is made for; apart from that the network adapts to each input.
@@ -380,8 +373,7 @@ class SwinTransformer(nn.Module):
         return maps
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
-        """
-        The stages' outputs for dense tasks.
+        """The stages' outputs for dense tasks.
 
         Args:
             images: `B, in_chans, height, width`, normalised.

@@ -1,5 +1,4 @@
-"""
-Swin Transformer V2: Scaling Up Capacity and Resolution (Liu et al., 2022, arXiv:2111.09883).
+"""Swin Transformer V2: Scaling Up Capacity and Resolution (Liu et al., 2022, arXiv:2111.09883).
 
 What the paper changes in Swin stands here, in the order of its section 3; all else is `swin.py`.
 Parameter names are those of the official repository (microsoft/Swin-Transformer), so that its checkpoints fit.
@@ -25,8 +24,7 @@ MAX_BIAS = 16.0
 
 
 def log_spaced_coords(window_size: int, trained_window: int) -> Tensor:
-    """
-    The offsets of two tokens in a window on a logarithmic scale (paper section 3.3, equation 4).
+    """The offsets of two tokens in a window on a logarithmic scale (paper section 3.3, equation 4).
 
     Coordinates are relative to the window that the weights were trained with, so that a larger one extrapolates by
     little: going from 8 to 16 reaches 0.33 times further on the log scale, 1.14 times on the linear one.
@@ -45,8 +43,7 @@ def log_spaced_coords(window_size: int, trained_window: int) -> Tensor:
 
 
 class WindowAttentionV2(WindowAttention):
-    """
-    Scaled cosine attention (section 3.2, equation 2) with log-spaced continuous position bias (section 3.3).
+    """Scaled cosine attention (section 3.2, equation 2) with log-spaced continuous position bias (section 3.3).
 
     Products of normalised queries and keys do not grow with the width of the network, and the bias is a function of
     the offset, given by a small network, so that it exists for windows of any size. Both, and the softmax, stay in
@@ -82,8 +79,7 @@ class WindowAttentionV2(WindowAttention):
         self.register_buffer("relative_coords_table", table, persistent=False)
 
     def bias_table(self) -> Tensor:
-        """
-        The bias of every offset in a full window, `(2M-1)^2, nH`, between 0 and 16.
+        """The bias of every offset in a full window, `(2M-1)^2, nH`, between 0 and 16.
 
         A clamped window reads its centre, as in V1: it sees the offsets it has, in the coordinates of the full window.
         """
@@ -106,8 +102,7 @@ class WindowAttentionV2(WindowAttention):
 
 
 class SwinTransformerBlockV2(SwinTransformerBlock):
-    """
-    Residual post-norm (section 3.2): a norm at the end of each branch, before it joins the residual.
+    """Residual post-norm (section 3.2): a norm at the end of each branch, before it joins the residual.
 
     What a branch adds has unit size whatever the depth, so that activations do not grow towards the deep layers.
     """
@@ -139,8 +134,7 @@ class BasicLayerV2(BasicLayer):
 
 
 class SwinTransformerV2(SwinTransformer):
-    """
-    Swin Transformer V2, a backbone for images of any height and width.
+    """Swin Transformer V2, a backbone for images of any height and width.
 
     Args:
         img_size: Image the weights are trained on: a stage whose map is then smaller than the window is trained with

@@ -1,5 +1,4 @@
-"""
-The published models by name, and small ones for small images. Each returns a backbone without head.
+"""The published models by name, and small ones for small images. Each returns a backbone without head.
 
 The `Published:` paragraph of a docstring is the one place where a model's figures stand: `summary.py` reads it, and
 `swin-lightning models` prints it beside what the program counts. A line is top-1 / top-5 accuracy in percent on the
@@ -15,8 +14,7 @@ from swin_lightning.models.swin_v2 import SwinTransformerV2
 
 
 def swin_tiny_patch4_window7_224(drop_path_rate: float = 0.2, **kwargs: Any) -> SwinTransformer:
-    """
-    Swin-T.
+    """Swin-T.
 
     Published: 28M parameters, 4.5G MACs.
         81.2 / 95.5: ImageNet-1K; resize 256, crop 224
@@ -26,8 +24,7 @@ def swin_tiny_patch4_window7_224(drop_path_rate: float = 0.2, **kwargs: Any) -> 
 
 
 def swin_small_patch4_window7_224(drop_path_rate: float = 0.3, **kwargs: Any) -> SwinTransformer:
-    """
-    Swin-S.
+    """Swin-S.
 
     Published: 50M parameters, 8.7G MACs.
         83.2 / 96.2: ImageNet-1K; resize 256, crop 224
@@ -37,8 +34,7 @@ def swin_small_patch4_window7_224(drop_path_rate: float = 0.3, **kwargs: Any) ->
 
 
 def swin_base_patch4_window7_224(drop_path_rate: float = 0.5, **kwargs: Any) -> SwinTransformer:
-    """
-    Swin-B.
+    """Swin-B.
 
     Published: 88M parameters, 15.4G MACs.
         83.5 / 96.5: ImageNet-1K; resize 256, crop 224
@@ -48,8 +44,7 @@ def swin_base_patch4_window7_224(drop_path_rate: float = 0.5, **kwargs: Any) -> 
 
 
 def swin_large_patch4_window7_224(drop_path_rate: float = 0.2, **kwargs: Any) -> SwinTransformer:
-    """
-    Swin-L.
+    """Swin-L.
 
     Published: 197M parameters, 34.5G MACs.
         86.3 / 97.9: ImageNet-22K, then 1K; resize 256, crop 224
@@ -58,8 +53,7 @@ def swin_large_patch4_window7_224(drop_path_rate: float = 0.2, **kwargs: Any) ->
 
 
 def swin_base_patch4_window12_384(drop_path_rate: float = 0.5, **kwargs: Any) -> SwinTransformer:
-    """
-    Swin-B at 384 pixels, fine-tuned from 224.
+    """Swin-B at 384 pixels, fine-tuned from 224.
 
     Published: 88M parameters, 47.1G MACs.
         84.5 / 97.0: ImageNet-1K; resize 384 x 384
@@ -69,8 +63,7 @@ def swin_base_patch4_window12_384(drop_path_rate: float = 0.5, **kwargs: Any) ->
 
 
 def swin_large_patch4_window12_384(drop_path_rate: float = 0.2, **kwargs: Any) -> SwinTransformer:
-    """
-    Swin-L at 384 pixels, fine-tuned from 224.
+    """Swin-L at 384 pixels, fine-tuned from 224.
 
     Published: 197M parameters, 103.9G MACs.
         87.3 / 98.2: ImageNet-22K, then 1K; resize 384 x 384
@@ -79,8 +72,7 @@ def swin_large_patch4_window12_384(drop_path_rate: float = 0.2, **kwargs: Any) -
 
 
 def swinv2_tiny_patch4_window8_256(drop_path_rate: float = 0.2, **kwargs: Any) -> SwinTransformerV2:
-    """
-    Swin V2-T, windows of 8 x 8 tokens.
+    """Swin V2-T, windows of 8 x 8 tokens.
 
     Published: 28M parameters, 5.9G MACs.
         81.8 / 95.9: ImageNet-1K; resize 292, crop 256
@@ -89,8 +81,7 @@ def swinv2_tiny_patch4_window8_256(drop_path_rate: float = 0.2, **kwargs: Any) -
 
 
 def swinv2_small_patch4_window8_256(drop_path_rate: float = 0.3, **kwargs: Any) -> SwinTransformerV2:
-    """
-    Swin V2-S, windows of 8 x 8 tokens.
+    """Swin V2-S, windows of 8 x 8 tokens.
 
     Published: 50M parameters, 11.5G MACs.
         83.7 / 96.6: ImageNet-1K; resize 292, crop 256
@@ -99,8 +90,7 @@ def swinv2_small_patch4_window8_256(drop_path_rate: float = 0.3, **kwargs: Any) 
 
 
 def swinv2_base_patch4_window8_256(drop_path_rate: float = 0.5, **kwargs: Any) -> SwinTransformerV2:
-    """
-    Swin V2-B, windows of 8 x 8 tokens.
+    """Swin V2-B, windows of 8 x 8 tokens.
 
     Published: 88M parameters, 20.3G MACs.
         84.2 / 96.9: ImageNet-1K; resize 292, crop 256
@@ -109,8 +99,7 @@ def swinv2_base_patch4_window8_256(drop_path_rate: float = 0.5, **kwargs: Any) -
 
 
 def swinv2_tiny_patch4_window16_256(drop_path_rate: float = 0.2, **kwargs: Any) -> SwinTransformerV2:
-    """
-    Swin V2-T, windows of 16 x 16 tokens.
+    """Swin V2-T, windows of 16 x 16 tokens.
 
     Published: 28M parameters, 6.6G MACs.
         82.8 / 96.2: ImageNet-1K; resize 292, crop 256
@@ -119,8 +108,7 @@ def swinv2_tiny_patch4_window16_256(drop_path_rate: float = 0.2, **kwargs: Any) 
 
 
 def swinv2_small_patch4_window16_256(drop_path_rate: float = 0.3, **kwargs: Any) -> SwinTransformerV2:
-    """
-    Swin V2-S, windows of 16 x 16 tokens.
+    """Swin V2-S, windows of 16 x 16 tokens.
 
     Published: 50M parameters, 12.6G MACs.
         84.1 / 96.8: ImageNet-1K; resize 292, crop 256
@@ -129,8 +117,7 @@ def swinv2_small_patch4_window16_256(drop_path_rate: float = 0.3, **kwargs: Any)
 
 
 def swinv2_base_patch4_window16_256(drop_path_rate: float = 0.5, **kwargs: Any) -> SwinTransformerV2:
-    """
-    Swin V2-B, windows of 16 x 16 tokens.
+    """Swin V2-B, windows of 16 x 16 tokens.
 
     Published: 88M parameters, 21.8G MACs.
         84.6 / 97.0: ImageNet-1K; resize 292, crop 256
@@ -149,8 +136,7 @@ def swinv2_large_patch4_window12_192(drop_path_rate: float = 0.2, **kwargs: Any)
 
 
 def swinv2_base_patch4_window12to16_192to256(drop_path_rate: float = 0.2, **kwargs: Any) -> SwinTransformerV2:
-    """
-    Swin V2-B at 256 pixels, fine-tuned from windows of 12 x 12 tokens at 192.
+    """Swin V2-B at 256 pixels, fine-tuned from windows of 12 x 12 tokens at 192.
 
     Published: 88M parameters, 21.8G MACs.
         86.2 / 97.9: ImageNet-22K, then 1K; resize 292, crop 256
@@ -161,8 +147,7 @@ def swinv2_base_patch4_window12to16_192to256(drop_path_rate: float = 0.2, **kwar
 
 
 def swinv2_large_patch4_window12to16_192to256(drop_path_rate: float = 0.2, **kwargs: Any) -> SwinTransformerV2:
-    """
-    Swin V2-L at 256 pixels, fine-tuned from windows of 12 x 12 tokens at 192.
+    """Swin V2-L at 256 pixels, fine-tuned from windows of 12 x 12 tokens at 192.
 
     Published: 197M parameters, 47.5G MACs.
         86.9 / 98.0: ImageNet-22K, then 1K; resize 292, crop 256
@@ -173,8 +158,7 @@ def swinv2_large_patch4_window12to16_192to256(drop_path_rate: float = 0.2, **kwa
 
 
 def swinv2_base_patch4_window12to24_192to384(drop_path_rate: float = 0.2, **kwargs: Any) -> SwinTransformerV2:
-    """
-    Swin V2-B at 384 pixels, fine-tuned from windows of 12 x 12 tokens at 192.
+    """Swin V2-B at 384 pixels, fine-tuned from windows of 12 x 12 tokens at 192.
 
     Published: 88M parameters, 54.7G MACs.
         87.1 / 98.2: ImageNet-22K, then 1K; resize 384 x 384
@@ -185,8 +169,7 @@ def swinv2_base_patch4_window12to24_192to384(drop_path_rate: float = 0.2, **kwar
 
 
 def swinv2_large_patch4_window12to24_192to384(drop_path_rate: float = 0.2, **kwargs: Any) -> SwinTransformerV2:
-    """
-    Swin V2-L at 384 pixels, fine-tuned from windows of 12 x 12 tokens at 192.
+    """Swin V2-L at 384 pixels, fine-tuned from windows of 12 x 12 tokens at 192.
 
     Published: 197M parameters, 115.4G MACs.
         87.6 / 98.3: ImageNet-22K, then 1K; resize 384 x 384
@@ -197,8 +180,7 @@ def swinv2_large_patch4_window12to24_192to384(drop_path_rate: float = 0.2, **kwa
 
 
 def swin_tiny_patch2_window4_32(drop_path_rate: float = 0.1, **kwargs: Any) -> SwinTransformer:
-    """
-    Three stages for 32 x 32 images: 16 x 16 tokens of 2 x 2 pixels, 7.1 M parameters.
+    """Three stages for 32 x 32 images: 16 x 16 tokens of 2 x 2 pixels, 7.1 M parameters.
 
     The layout of aanna0701/SPT_LSA_ViT, published with 94.46 % on CIFAR-10 and 76.87 % on CIFAR-100.
     """

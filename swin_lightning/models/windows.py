@@ -1,5 +1,4 @@
-"""
-The index arithmetic of windows: who sits in which window, and who may talk to whom.
+"""The index arithmetic of windows: who sits in which window, and who may talk to whom.
 
 Pure functions without parameters or state. Shapes: B batch, H W map, C channels,
 (h, w) window, N = h*w tokens of a window, nW windows of one image.
@@ -10,8 +9,7 @@ from torch import Tensor
 
 
 def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """
-    Cut a map into windows that do not overlap.
+    """Cut a map into windows that do not overlap.
 
     Args:
         x: Map, `B, H, W, C`; H and W are multiples of the window.
@@ -33,8 +31,7 @@ def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, in
 
 
 def relative_position_index(window_size: int) -> Tensor:
-    """
-    For each pair of tokens in an M x M window, the row of the bias table that belongs to their offset.
+    """For each pair of tokens in an M x M window, the row of the bias table that belongs to their offset.
 
     The offsets dy and dx of two tokens each lie in [-(M-1), M-1], which is 2M-1 values. Moved to
     start at zero they become the digits of one number in base 2M-1, so that (2, 1) and (1, 2) differ.
@@ -52,8 +49,7 @@ def relative_position_index(window_size: int) -> Tensor:
 
 
 def fit_window(size: tuple[int, int], window_size: int, shift: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """
-    Fit window and shift to a map, each axis by itself.
+    """Fit window and shift to a map, each axis by itself.
 
     An axis not longer than the window is one window: it is clamped, and there is nothing to shift.
 
@@ -76,8 +72,7 @@ def region_mask(
     shift: tuple[int, int],
     device: torch.device | None = None,
 ) -> Tensor | None:
-    """
-    Which tokens may attend to each other after the cyclic shift.
+    """Which tokens may attend to each other after the cyclic shift.
 
     The shift joins rows from opposite ends of the map in one window, and likewise columns. Every token gets
     the number of the region it comes from; pairs from one region may talk. Pads are a region of their own:
@@ -113,8 +108,7 @@ PAD = -1  # the region of padding tokens
 
 
 def _axis_regions(n: int, n_padded: int, window: int, shift: int, device: torch.device | None) -> Tensor:
-    """
-    Region of every position on one axis of the rolled map: 0, 1 for what came round from the front, PAD.
+    """Region of every position on one axis of the rolled map: 0, 1 for what came round from the front, PAD.
 
     Two windows never compare their regions, so 0 serves all windows but the last.
     """
