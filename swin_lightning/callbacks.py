@@ -68,6 +68,10 @@ class EMA(EMAWeightAveraging):
         super()._swap_models(pl_module)
         self._swapped = not self._swapped
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == "fit":  # a test after fit keeps the averaged weights that were loaded
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._swapped:  # interrupted in validation: the checkpoint must find both sets in their places
             self._swap_models(pl_module)

@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from swin_lightning.models.checkpoints import load_weights
+from swin_lightning.models.resize import BiasResize
 from swin_lightning.optim import parameter_groups, warmup_cosine
 
 NO_LABEL = -1  # target of a sample that counts in no loss and no metric
@@ -35,6 +36,8 @@ class SwinClassifier(LightningModule):
         layer_decay: Factor of the learning rate from a layer to the one before it.
         label_smoothing: Of the training loss, for class indices and mixed targets alike.
         weights: File to take the parameters from, see `models.checkpoints`.
+        bias_resize: How bias tables from `weights` of another window are resized: `bicubic` as the official code, or
+            `geometric` as SimMIM.
         compile: Compile the backbone.
         gradient_checkpointing: Recompute the blocks in the backward pass to save memory.
         class_names: Names of the classes, kept in the checkpoint for predictions.
@@ -56,6 +59,7 @@ class SwinClassifier(LightningModule):
         layer_decay: float = 1.0,
         label_smoothing: float = 0.0,
         weights: str | None = None,
+        bias_resize: BiasResize = "bicubic",
         compile: bool = False,
         gradient_checkpointing: bool = False,
         class_names: list[str] | None = None,
@@ -88,7 +92,7 @@ class SwinClassifier(LightningModule):
                 )
             backbone.set_grad_checkpointing()  # type: ignore[operator]
         if weights is not None:
-            load_weights(self, weights)
+            load_weights(self, weights, bias_resize)
 
         metrics: dict[str, Metric | MetricCollection] = {
             "acc": MulticlassAccuracy(num_classes, average="micro", ignore_index=NO_LABEL),

@@ -34,6 +34,7 @@ from swin_lightning.callbacks import (
     TrainingMonitor,
 )
 from swin_lightning.classifier import SwinClassifier
+from swin_lightning.commands import COMMANDS
 from swin_lightning.data import ImageDataModule
 from swin_lightning.models import SwinTransformer
 from swin_lightning.models.checkpoints import read_checkpoint
@@ -211,14 +212,14 @@ class CLI(LightningCLI):
                 print(f"run folder: {self.run_dir}", flush=True)
 
 
-def main(args: list[str] | None = None) -> CLI:
+def main(args: list[str] | None = None) -> CLI | None:
     """Run the command line.
 
     Args:
         args: Arguments, for use from Python; those of the process by default.
 
     Returns:
-        The finished command line, with its `trainer`, `model`, `datamodule` and `run_dir`.
+        The finished command line, with its `trainer`, `model`, `datamodule` and `run_dir`; None for `models`, `export`.
 
     Raises:
         UserError: For a mistake in arguments, files or data, with a message of one line.
@@ -226,6 +227,8 @@ def main(args: list[str] | None = None) -> CLI:
     argv = [arg for arg in (sys.argv[1:] if args is None else args) if not arg.startswith("--_wandb")]
     _quiet()
     try:
+        if argv and argv[0] in COMMANDS:
+            return COMMANDS[argv[0]](argv[1:])
         return CLI(
             SwinClassifier,
             ImageDataModule,

@@ -173,11 +173,11 @@ def test_a_file_without_head_leaves_ours(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"norm__weight": None}, r"missing backbone\.norm\.weight"),
-        ({"layers__0__extra": torch.zeros(2)}, r"unexpected backbone\.layers\.0\.extra"),
+        ({"norm__weight": None}, r"missing norm\.weight"),
+        ({"layers__0__extra": torch.zeros(2)}, r"unexpected layers\.0\.extra"),
         (
             {"layers__1__blocks__0__attn__relative_position_bias_table": torch.zeros(169, 6)},
-            r"backbone\.layers\.1\.blocks\.0\.attn\.relative_position_bias_table has shape \(169, 6\) "
+            r"layers\.1\.blocks\.0\.attn\.relative_position_bias_table has shape \(169, 6\) "
             r"instead of \(49, 6\)",
         ),
     ],

@@ -47,10 +47,9 @@ def test_an_experiment_trains_validates_and_tests(path, tmp_path):
     config = yaml.safe_load(path.read_text())
     (tmp_path / "data").mkdir()
     data = generated(config["data"]["class_path"].rsplit(".", 1)[-1], tmp_path / "data")
-    cli = main([
-        "fit", "-c", str(path), "-c", CPU, *data, "--data.batch_size=4", "--data.num_workers=0",
-        "--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1", "--trainer.log_every_n_steps=1",
-    ])  # fmt: skip
+    small = ["--data.batch_size=4", "--data.num_workers=0", "--trainer.max_steps=2", "--trainer.log_every_n_steps=1"]
+    limits = [f"--trainer.limit_{split}_batches=1" for split in ("val", "test")]
+    cli = main(["fit", "-c", str(path), "-c", CPU, *data, *small, *limits])
     assert cli.trainer.global_step == 2 and cli.run_dir.parent.name == path.stem
     with (cli.run_dir / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -16,37 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from swin_lightning.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, init_weights
+from swin_lightning.models.precision import full_precision, without_autocast
 from swin_lightning.models.windows import (
     fit_window,
     padded_size,
     region_mask,
     relative_position_index,
+    repeat_for_batch,
     window_partition,
     window_reverse,
 )
-
-
-class PatchEmbed(nn.Module):
-    """Patch partition and linear embedding in one: a convolution whose stride is its kernel size.
-
-    Args:
-        patch_size: Side of a patch in pixels.
-        in_chans: Channels of the image.
-        embed_dim: Channels of a token.
-        patch_norm: Normalise the tokens.
-    """
-
-    def __init__(self, patch_size: int = 4, in_chans: int = 3, embed_dim: int = 96, patch_norm: bool = True) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
-        self.norm = nn.LayerNorm(embed_dim) if patch_norm else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:  # B, in_chans, height, width
-        height, width = x.shape[-2:]
-        x = F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
-        x = self.proj(x).permute(0, 2, 3, 1)  # B, H, W, C
-        return self.norm(x)
 
 
 class WindowAttention(nn.Module):
@@ -77,13 +57,22 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.window_size = window_size
         self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
         self.attn_drop = attn_drop
-        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.make_position_bias()
         self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
         self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
+
+    def make_position_bias(self) -> None:
+        """The parameters of the bias: one number for each offset and head."""
+        table = torch.empty((2 * self.window_size - 1) ** 2, self.num_heads)
+        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+
+    def bias_table(self) -> Tensor:
+        """The bias of every offset in a full window, `(2M-1)^2, nH`."""
+        return self.relative_position_bias_table
 
     def relative_position_bias(self, window: tuple[int, int]) -> Tensor:
         """The bias of every pair of tokens in a window, `nH, N, N`.
@@ -93,7 +82,7 @@ class WindowAttention(nn.Module):
         """
         M, (h, w) = self.window_size, window
         index = self.relative_position_index.view(M, M, M, M)[:h, :w, :h, :w].reshape(h * w, h * w)
-        return self.relative_position_bias_table[index].permute(2, 0, 1)
+        return self.bias_table()[index].permute(2, 0, 1)
 
     def attention_term(self, window: tuple[int, int], mask: Tensor | None) -> Tensor:
         """Bias and mask as the one term that is added to the scaled products, `1 or nW, nH, N, N`."""
@@ -111,66 +100,34 @@ class WindowAttention(nn.Module):
         Returns:
             `B*nW, N, C`.
         """
-        q, k, v = self._heads(x)
-        term = self.attention_term(window, mask).to(q.dtype)
-        x = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=_for_batch(term, x.shape[0]), dropout_p=self.attn_drop if self.training else 0.0
-        )
-        return self._merge(x)
+        q, k, v = self.heads(x)
+        return self._merge(self.attend(q, k, v, repeat_for_batch(self.attention_term(window, mask), x.shape[0])))
 
     def attention_weights(self, x: Tensor, window: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """The softmax that `forward` applies, written out: `B*nW, nH, N, N`, rows sum to 1. For looking and testing."""
-        q, k, _ = self._heads(x)
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        return (scores.float() + _for_batch(self.attention_term(window, mask), x.shape[0])).softmax(dim=-1)
+        q, k, _ = self.heads(x)
+        with without_autocast(x):
+            scores = full_precision(q * self.scale) @ full_precision(k).transpose(-2, -1)
+            return (scores + repeat_for_batch(self.attention_term(window, mask), x.shape[0])).softmax(dim=-1)
 
     def forward_eager(self, x: Tensor, window: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """`forward` through `attention_weights`: the reference for tests."""
-        v = self._heads(x)[2]
-        return self._merge(self.attention_weights(x, window, mask).to(v.dtype) @ v)
+        v = self.heads(x)[2]
+        return self._merge((self.attention_weights(x, window, mask).to(v.dtype) @ v).to(x.dtype))
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of every head, each `B*nW, nH, N, D`."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # 3, B*nW, nH, N, D
         return q, k, v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, term: Tensor) -> Tensor:
+        """`softmax(q k^T * scale + term) v` in one fused operation, `B*nW, nH, N, D`."""
+        drop = self.attn_drop if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=term.to(q.dtype), dropout_p=drop, scale=self.scale)
 
     def _merge(self, x: Tensor) -> Tensor:
         x = x.transpose(1, 2).flatten(2)  # B*nW, N, C
         return self.proj_drop(self.proj(x))
-
-
-def _for_batch(term: Tensor, n_windows: int) -> Tensor:
-    """Repeat the additive term of one image's windows for all images: `1 or nW, ...` -> `1 or B*nW, ...`."""
-    return term if len(term) in (1, n_windows) else term.repeat(n_windows // len(term), 1, 1, 1)
-
-
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between them."""
-
-    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
-        self.drop = nn.Dropout(drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
-
-
-class DropPath(nn.Module):
-    """Stochastic depth by sample: a residual branch is dropped with probability `p`, the kept ones are scaled."""
-
-    def __init__(self, p: float = 0.0) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0.0:
-            return x
-        keep = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.p)
-        return x * (keep / (1 - self.p) if self.p < 1 else keep)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p:.3f}"
 
 
 class SwinTransformerBlock(nn.Module):
@@ -188,6 +145,8 @@ class SwinTransformerBlock(nn.Module):
         drop_path: Probability of dropping each of the two branches of a sample.
     """
 
+    attention: type[WindowAttention] = WindowAttention
+
     def __init__(
         self,
         dim: int,
@@ -204,7 +163,7 @@ class SwinTransformerBlock(nn.Module):
         self.window_size = window_size
         self.shift_size = shift_size
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, window_size, num_heads, qkv_bias, attn_drop, drop)
+        self.attn = self.attention(dim, window_size, num_heads, qkv_bias, attn_drop, drop)
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
@@ -230,22 +189,6 @@ class SwinTransformerBlock(nn.Module):
         return x[:, :H, :W]
 
 
-class PatchMerging(nn.Module):
-    """Join 2 x 2 neighbours into one token of twice the channels: half the map, a larger receptive field."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:  # B, H, W, C
-        H, W = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
-        # the official order: down the first column, then down the second
-        x = torch.cat([x[:, dy::2, dx::2] for dx in (0, 1) for dy in (0, 1)], dim=-1)  # B, H/2, W/2, 4*C
-        return self.reduction(self.norm(x))
-
-
 class BasicLayer(nn.Module):
     """A stage: blocks that take turns in W-MSA and SW-MSA, then patch merging unless it is the last.
 
@@ -256,8 +199,11 @@ class BasicLayer(nn.Module):
         window_size: Side of a window in tokens.
         drop_path: Drop-path probability of each block.
         downsample: End with patch merging.
-        **block: Other arguments of `SwinTransformerBlock`.
+        **block_args: Other arguments of the blocks.
     """
+
+    block: type[SwinTransformerBlock] = SwinTransformerBlock
+    merging: type[PatchMerging] = PatchMerging
 
     def __init__(
         self,
@@ -267,29 +213,28 @@ class BasicLayer(nn.Module):
         window_size: int,
         drop_path: Sequence[float],
         downsample: bool,
-        **block: Any,
+        **block_args: Any,
     ) -> None:
         super().__init__()
         self.window_size = window_size
         self.use_checkpoint = False
         self.blocks = nn.ModuleList(
-            SwinTransformerBlock(
+            self.block(
                 dim,
                 num_heads,
                 window_size,
                 shift_size=0 if i % 2 == 0 else window_size // 2,
                 drop_path=drop_path[i],
-                **block,
+                **block_args,
             )
             for i in range(depth)
         )
-        self.downsample = PatchMerging(dim) if downsample else None
+        self.downsample = self.merging(dim) if downsample else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Args: x: map, `B, H, W, C`. Returns: the stage's output, and the same merged for the next stage."""
         size = (x.shape[1], x.shape[2])
-        # all blocks of a stage share two masks: without and with the shift
-        masks = {}
+        masks = {}  # all blocks of a stage share two: without and with the shift
         blocks = cast(Iterable[SwinTransformerBlock], self.blocks)
         for shift in {block.shift_size for block in blocks}:
             masks[shift] = region_mask(size, *fit_window(size, self.window_size, shift), device=x.device)
@@ -306,7 +251,7 @@ class SwinTransformer(nn.Module):
     """Swin Transformer, a backbone for images of any height and width.
 
     Args:
-        img_size: Taken for compatibility with the official constructor; the network adapts to each input.
+        img_size: Image that `ape` is made for; apart from that the network adapts to each input.
         patch_size: Side of a patch in pixels.
         in_chans: Channels of the image.
         num_classes: Classes of the head; 0 leaves it out, and the backbone returns the pooled features.
@@ -322,12 +267,13 @@ class SwinTransformer(nn.Module):
         ape: Add a learned absolute position embedding; fixes the image to `img_size`.
         patch_norm: Normalise after the patch embedding.
         use_checkpoint: Recompute the blocks in the backward pass instead of keeping their activations.
-        init_std: Standard deviation of the initial matrices. Narrow networks learn sooner from about
-            `embed_dim ** -0.5`.
+        init_std: Standard deviation of the initial matrices; narrow networks learn sooner from `embed_dim ** -0.5`.
 
     Raises:
         ValueError: Where depths and num_heads differ in length, or a stage's channels cannot be split into heads.
     """
+
+    layer: type[BasicLayer] = BasicLayer
 
     def __init__(
         self,
@@ -359,15 +305,16 @@ class SwinTransformer(nn.Module):
                     f"{dim} channels cannot be split into num_heads={heads}; change embed_dim or num_heads"
                 )
         self.num_features = dims[-1]
+        self.img_size, self.patch_size = img_size, patch_size
         self.num_classes = num_classes
 
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, patch_norm)
-        grid = img_size // patch_size
+        grid = self.stage_size(0)
         self.absolute_pos_embed = nn.Parameter(torch.zeros(1, grid * grid, embed_dim)) if ape else None
         self.pos_drop = nn.Dropout(drop_rate)
         drop_path = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
         self.layers = nn.ModuleList(
-            BasicLayer(
+            self.layer(
                 dims[stage],
                 depths[stage],
                 num_heads[stage],
@@ -384,10 +331,14 @@ class SwinTransformer(nn.Module):
         self.norm = nn.LayerNorm(self.num_features)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
-        self.apply(partial(_init_weights, std=init_std))
+        self.apply(partial(init_weights, std=init_std))
         if self.absolute_pos_embed is not None:
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
         self.set_grad_checkpointing(use_checkpoint)
+
+    def stage_size(self, stage: int) -> int:
+        """Side of a stage's map for an image of `img_size`."""
+        return -(-self.img_size // (self.patch_size * 2**stage))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass: less memory, about a third more time."""
@@ -395,7 +346,8 @@ class SwinTransformer(nn.Module):
             cast(BasicLayer, layer).use_checkpoint = enable
 
     def layer_id(self, name: str) -> int:
-        """Depth of a parameter for layer-wise learning rates: stem 0, each block one more, head and last norm at the end.
+        """
+        Depth of a parameter for layer-wise learning rates: stem 0, each block one more, head and last norm at the end.
 
         A stage's patch merging goes with its last block. Source: microsoft/Swin-Transformer, optimizer.py.
         """
@@ -438,10 +390,3 @@ class SwinTransformer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images, `B, in_chans, height, width` -> logits, or pooled features where the head is left out."""
         return self.head(self.forward_features(images))
-
-
-def _init_weights(module: nn.Module, std: float) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=std)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -99,6 +99,11 @@ def region_mask(
     return tokens[:, :, None] == tokens[:, None, :]
 
 
+def repeat_for_batch(term: Tensor, n_windows: int) -> Tensor:
+    """Repeat the additive term of one image's windows for all images: `1 or nW, ...` -> `1 or B*nW, ...`."""
+    return term if len(term) in (1, n_windows) else term.repeat(n_windows // len(term), 1, 1, 1)
+
+
 PAD = -1  # the region of padding tokens
 
 
