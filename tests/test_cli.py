@@ -137,6 +137,22 @@ def test_validate_test_and_predict_use_a_checkpoint_by_name(tmp_path):
     assert {row["class_1"] for row in rows} <= {str(k) for k in range(10)}
 
 
+def test_averaged_weights_are_validated_saved_and_tested():
+    # so slow an average that it is still the initial network, which guesses, while the raw weights have learned
+    args = ["--trainer.max_epochs=3", "--model.warmup_epochs=0", "--ema.decay=0.99999999"]
+    cli = main(["fit", "-c", DIGITS, *args])
+    saved = torch.load(cli.run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    names = [name for name in saved["state_dict"] if name.startswith(("backbone.", "head."))]
+    initial = main(["fit", "-c", DIGITS, "--trainer.max_epochs=0"]).model.state_dict()
+    for name in names:
+        torch.testing.assert_close(saved["state_dict"][name], initial[name], atol=2e-3, rtol=0)  # one step
+    assert not torch.equal(saved["current_model_state"]["head.weight"], saved["state_dict"]["head.weight"])
+    # test at the end of fit, and of the same checkpoint later, is of the average
+    later = main(["test", "-c", DIGITS, "--ckpt_path=best", "--ema.decay=0.5"])
+    assert metrics(cli.run_dir, "test/loss") == pytest.approx(metrics(later.run_dir, "test/loss"))
+    assert metrics(cli.run_dir, "test/loss")[0] == pytest.approx(2.3, abs=0.2)
+
+
 def test_fast_dev_run_writes_nothing():
     main(["fit", "-c", DIGITS, "-c", str(EXPERIMENTS / "debug" / "fast.yaml")])
     assert not Path("runs").exists()
