@@ -96,7 +96,7 @@ class WandbLogger(LightningWandbLogger):
             group=group,
             tags=tags,
             notes=notes,
-            save_dir=str(folder),
+            save_dir=str(folder.resolve()),  # wandb writes in a process of its own, in another working directory
         )
         self.mode = mode
 

@@ -5,18 +5,16 @@ of two images, computed by that project in float64. Blocks of a stage that are a
 """
 
 import json
-import math
 import re
-import zlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from swin_lightning import SwinClassifier
 from swin_lightning.models import SwinTransformer, SwinTransformerV2
+from tests.golden import formula_input, formula_parameters
 
 GOLDEN = {golden["name"]: golden for golden in json.loads((Path(__file__).parent / "golden/formats.json").read_text())}
 for golden in GOLDEN.values():
@@ -29,24 +27,10 @@ for golden in GOLDEN.values():
         golden[part] = unfolded
 
 
-def fill(name: str, shape: list[int]) -> Tensor:
-    """A parameter's values as a function of its name and shape, float32."""
-    a = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
-    if name.endswith("relative_position_bias_table"):
-        a = 0.5 * a
-    elif name.endswith("logit_scale"):
-        a = math.log(10) + 0.1 * a
-    elif len(shape) == 1:
-        a = 1 + 0.1 * a if name.endswith("weight") else 0.1 * a
-    else:
-        a = a / math.sqrt(math.prod(shape[1:]))
-    return torch.from_numpy(np.asarray(a)).float()
-
-
 def state_dict(name: str) -> dict[str, Tensor]:
     """What the project saves: the parameters, and its buffers filled with garbage."""
     golden = GOLDEN[name]
-    state = {key: fill(key, shape) for key, shape in golden["parameters"].items()}
+    state = formula_parameters(golden["parameters"])
     for key, (shape, dtype) in golden["buffers"].items():
         state[key] = torch.full(shape, -77 if "int" in dtype else float("nan"), dtype=getattr(torch, dtype))
     return state
@@ -62,12 +46,7 @@ def classifier(name: str, weights: Any = None, **overrides: Any) -> SwinClassifi
     return SwinClassifier(backbone, num_classes, weights=weights, bias_resize=bias_resize).eval()
 
 
-def images(size: list[int]) -> Tensor:
-    """The two images of the golden files."""
-    return torch.from_numpy(np.random.RandomState(0).standard_normal((2, 3, *size))).float()
-
-
 @torch.no_grad()
 def answers(model: SwinClassifier, size: list[int]) -> Tensor:
     """Logits of the two images."""
-    return model(images(size))
+    return model(formula_input(*size))

@@ -16,6 +16,7 @@ from swin_lightning.models.checkpoints import export_weights, load_weights, save
 from swin_lightning.models.formats import WRITTEN, from_unfold, to_unfold
 from swin_lightning.models.resize import resize_bias_table
 from tests import formats
+from tests.golden import formula_input, formula_parameters
 
 SMALL = {"img_size": 32, "patch_size": 2, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
 
@@ -26,7 +27,7 @@ def small(version: int = 1, num_classes: int = 10, **kwargs: Any) -> SwinClassif
     backbone = (SwinTransformer if version == 1 else SwinTransformerV2)(**{**SMALL, **kwargs})
     if not options:
         for name, parameter in backbone.named_parameters():
-            parameter.data = formats.fill(name, list(parameter.shape))
+            parameter.data = formula_parameters({name: parameter.shape})[name]
     return SwinClassifier(backbone, num_classes, **options).eval()
 
 
@@ -50,7 +51,7 @@ def test_what_is_exported_reads_back_the_same(target, version, suffix, tmp_path,
     again = small(version, weights=str(path))
     said = target if version == 1 else target.removesuffix("4")  # transformers names V2 as it did before release 5
     assert f"{said} format" in caplog.text
-    x = formats.images([32, 32])
+    x = formula_input(32, 32)
     assert torch.equal(model(x), again(x))
 
 
@@ -116,7 +117,7 @@ def test_a_backbone_saved_without_its_prefix(tmp_path, caplog):
         bare = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         torch.save(bare, tmp_path / "w.pth")
         again = small(weights=str(tmp_path / "w.pth"))
-        x = formats.images([32, 32])
+        x = formula_input(32, 32)
         assert torch.equal(again.backbone(x), model.backbone(x))
         assert "the file's head has none; ours of 10 is new" in caplog.text
 
@@ -134,7 +135,7 @@ def test_simmim_pretraining(version, tmp_path, caplog):
     }
     torch.save({"model": state}, tmp_path / "simmim.pth")
     again = small(version, weights=str(tmp_path / "simmim.pth"))
-    x = formats.images([32, 32])
+    x = formula_input(32, 32)
     assert torch.equal(again.backbone(x), model.backbone(x))
     assert "SimMIM format" in caplog.text
     assert "left out encoder.mask_token, decoder.0.weight, decoder.0.bias" in caplog.text
@@ -295,6 +296,6 @@ def test_half_precision_files(tmp_path):
 
 
 def assert_same(model: SwinClassifier, other: SwinClassifier) -> None:
-    x = formats.images([32, 32])
+    x = formula_input(32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model.backbone(x), other.backbone(x), atol=1e-6, rtol=0)

@@ -9,7 +9,7 @@ from torch import nn
 from swin_lightning.models import SwinTransformerV2
 from swin_lightning.models.swin_v2 import WindowAttentionV2, log_spaced_coords
 from swin_lightning.models.windows import region_mask
-from tests import formats
+from tests.golden import formula_parameters
 
 SMALL = {"img_size": 64, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
 
@@ -18,7 +18,7 @@ def attention(window_size: int = 4, **kwargs: object) -> WindowAttentionV2:
     """One attention with values as after training."""
     module = WindowAttentionV2(24, window_size, num_heads=3, **kwargs).eval()
     for name, parameter in module.named_parameters():
-        parameter.data = formats.fill(name, list(parameter.shape))
+        parameter.data = formula_parameters({name: parameter.shape})[name]
     return module
 
 
