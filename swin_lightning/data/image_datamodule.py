@@ -162,6 +162,13 @@ class ImageDataModule(LightningDataModule):
     def eval_transform(self) -> Transform:
         return eval_transform(self.image_size, self.eval_crop, self.eval_crop_ratio)
 
+    def eval_protocol(self) -> str:
+        """How evaluation cuts an image, in words."""
+        size = self.image_size
+        if self.eval_crop == "squash" or self.eval_crop_ratio == 1.0:
+            return f"resize {size} x {size}"
+        return f"resize {int(size / self.eval_crop_ratio)}, crop {size}"
+
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 pixels -> float, channels centred and scaled."""
         mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)

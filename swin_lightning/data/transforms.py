@@ -87,7 +87,7 @@ def bicubic(image: Array, height: int, width: int) -> Array:
 
 
 class Resize(A.ImageOnlyTransform):
-    """The whole image squeezed to a square; or, with `side`, the centre of the image whose shorter side has that length.
+    """The whole image squeezed to a square; or, with `side`, the centre of the image whose shorter side is that long.
 
     Args:
         image_size: Side of the result.
