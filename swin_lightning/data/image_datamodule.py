@@ -144,9 +144,9 @@ class ImageDataModule(LightningDataModule):
         if trainer is not None and trainer.training:
             step = trainer.fit_loop.epoch_loop.batch_progress.current.ready
             rng = np.random.default_rng((self.seed, trainer.current_epoch, step, trainer.global_rank))
-            images, targets = self.mixing(images, targets, self.num_classes, rng)
-            if self.random_erasing:
+            if self.random_erasing:  # before the mixing: a mixed image has the boxes of both
                 images = random_erasing(images, self.random_erasing, rng)
+            images, targets = self.mixing(images, targets, self.num_classes, rng)
         if trainer is not None:
             images = trainer.precision_plugin.convert_input(images)
         return {"image": images, "target": targets, "index": batch["index"]}
