@@ -35,9 +35,10 @@ from swin_lightning.callbacks import (
 )
 from swin_lightning.classifier import SwinClassifier
 from swin_lightning.commands import COMMANDS
-from swin_lightning.data import ImageDataModule
+from swin_lightning.data import ImageDataModule, ImageNet
 from swin_lightning.models import SwinTransformer
 from swin_lightning.models.checkpoints import read_checkpoint
+from swin_lightning.models.summary import beside_published
 from swin_lightning.tracking import finish_wandb
 
 RUN_DIR = "SWIN_LIGHTNING_RUN_DIR"  # tells the ranks that Lightning starts on this machine where the run lives
@@ -208,6 +209,11 @@ class CLI(LightningCLI):
         if self.trainer.is_global_zero:
             values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith(f"{split}/")}
             print("  ".join(f"{name} {value:.4f}" for name, value in sorted(values.items())))
+            if isinstance(self.datamodule, ImageNet):
+                backbone, name = self.saved_config.model.backbone, self.saved_config.experiment
+                accuracy, protocol = (values[f"{split}/acc"], values[f"{split}/acc5"]), self.datamodule.eval_protocol()
+                if lines := beside_published(backbone.class_path, name, *accuracy, protocol):
+                    print(lines)
             if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
                 print(f"run folder: {self.run_dir}", flush=True)
 

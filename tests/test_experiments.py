@@ -1,6 +1,7 @@
 """Every experiment and every overlay runs: a few steps on generated data of its own layout."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from swin_lightning import SwinClassifier
 from swin_lightning.cli import main
+from swin_lightning.models import swin_tiny_patch4_window7_224
+from swin_lightning.models.checkpoints import save_weights
 from tests.test_cli import DIGITS, EXPERIMENTS, SHORT
 
 CPU = str(EXPERIMENTS / "hardware" / "cpu.yaml")
@@ -42,6 +46,17 @@ def generated(kind, folder):
     return []
 
 
+def stand_in(path, config):
+    """A small network of the same family, and small images: the real ones are built by `test_recipes.py`."""
+    family, _, size = config["model"]["backbone"]["class_path"].rsplit(".", 1)[-1].partition("_")
+    if size.endswith("_32") or path.stem == "imagenet_swin_tiny_patch4_window7_224":  # one large one as it is
+        return []
+    name = "SwinTransformerV2" if family == "swinv2" else "SwinTransformer"
+    sizes = {"img_size": 32, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+    backbone = [f"--model.backbone=swin_lightning.models.{name}"]
+    return [*backbone, *(f"--model.backbone.{key}={value}" for key, value in sizes.items()), "--data.image_size=32"]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_an_experiment_trains_validates_and_tests(path, tmp_path):
     config = yaml.safe_load(path.read_text())
@@ -49,13 +64,16 @@ def test_an_experiment_trains_validates_and_tests(path, tmp_path):
     data = generated(config["data"]["class_path"].rsplit(".", 1)[-1], tmp_path / "data")
     small = ["--data.batch_size=4", "--data.num_workers=0", "--trainer.max_steps=2", "--trainer.log_every_n_steps=1"]
     limits = [f"--trainer.limit_{split}_batches=1" for split in ("val", "test")]
-    cli = main(["fit", "-c", str(path), "-c", CPU, *data, *small, *limits])
+    cli = main(["fit", "-c", str(path), "-c", CPU, *data, *stand_in(path, config), *small, *limits])
     assert cli.trainer.global_step == 2 and cli.run_dir.parent.name == path.stem
     with (cli.run_dir / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
     # two steps from a new head: each loss is near that of guessing
     assert losses == pytest.approx([np.log(cli.model.num_classes)] * 2, rel=0.35)
+    assert cli.model.backbone.layers[-1].blocks[-1].drop_path.p == pytest.approx(
+        config["model"]["backbone"].get("init_args", {}).get("drop_path_rate", 0.0)
+    )  # the stand-in has kept what the file says
     assert (cli.run_dir / "checkpoints" / "last.ckpt").is_file()
 
 
@@ -64,6 +82,21 @@ def test_an_experiment_opens_with_what_command_hardware_and_expected_accuracy(pa
     header = "".join(line for line in path.open() if line.startswith("#"))
     assert f"swin-lightning fit -c experiments/{path.name}" in header
     assert all(word in header for word in ("Command:", "Hardware:", "Expected:", "Protocol:"))
+
+
+def test_weights_are_measured_beside_what_was_published(tmp_path, capsys):
+    generated("ImageNet", tmp_path)
+    shutil.rmtree(tmp_path / "train")  # the validation images are enough, and two of a thousand classes
+    weights = str(tmp_path / "swin_tiny_patch4_window7_224_22kto1k_finetune.pth")
+    classifier = SwinClassifier(swin_tiny_patch4_window7_224(), num_classes=1000)
+    classifier.head.bias.data[0] = 1e3  # the answer is always a tench
+    save_weights(classifier, weights, "official")
+    experiment = str(EXPERIMENTS / "imagenet_swin_tiny_patch4_window7_224_ft_22k.yaml")
+    main(["validate", "-c", experiment, "-c", CPU, "--model.weights", weights, "--data.path", str(tmp_path),
+          "--data.image_size=56", "--data.num_workers=0"])  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert "measured   top-1 50.0  top-5 50.0  resize 64, crop 56" in lines
+    assert "published  top-1 80.9  top-5 96.0  ImageNet-22K, then 1K; resize 256, crop 224" in lines
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -1,9 +1,12 @@
 """Mixup, CutMix and random erasing."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from swin_lightning.data import ImageDataModule
 from swin_lightning.data.mixing import Mixing, random_erasing
 
 TARGETS = torch.tensor([0, 1, 2, 3])
@@ -154,3 +157,22 @@ def test_the_erased_pixels_are_normal_noise_of_their_own():
 def test_random_erasing_follows_its_generator():
     assert torch.equal(erased(0.5)[0], erased(0.5)[0])
     assert not torch.equal(erased(0.5)[0], erased(0.5, seed=1)[0])
+
+
+def test_images_are_erased_before_they_are_mixed():
+    data = ImageDataModule(random_erasing=1.0, mixup=0.8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    data.class_names = ["cat", "dog"]
+    progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=1)))
+    data.trainer = SimpleNamespace(
+        training=True,
+        current_epoch=0,
+        global_rank=0,
+        fit_loop=SimpleNamespace(epoch_loop=progress),
+        precision_plugin=SimpleNamespace(convert_input=lambda images: images),
+    )
+    black = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
+    batch = {"image": black, "target": torch.arange(4) % 2, "index": torch.arange(4)}
+    gone = data.on_after_batch_transfer(batch, 0)["image"].ne(0)
+    assert gone.flatten(1).any(1).all() and not gone.all()
+    # an image and the one that it is mixed with show the boxes of both
+    assert torch.equal(gone, gone.flip(0))

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from swin_lightning.data.transforms import OPERATIONS, RandAugment, Transform, eval_transform, train_transform
+from swin_lightning.data.transforms import (
+    OPERATIONS,
+    RandAugment,
+    RandomResizedCrop,
+    Transform,
+    eval_transform,
+    train_transform,
+)
 
 
 def gradient(height, width):
@@ -66,7 +73,7 @@ def test_a_crop_ratio_of_one_at_the_image_size_changes_no_pixel():
 def test_the_shorter_side_is_the_official_one(image_size, side):
     image = noise(side, side)
     pixels = eval_transform(image_size)(image, (0, 0, 0))
-    offset = (side - image_size) // 2  # no resize: pixels are those of the image
+    offset = round((side - image_size) / 2)  # no resize: pixels are those of the image
     assert np.array_equal(pixels, image[offset : offset + image_size, offset : offset + image_size])
 
 
@@ -78,7 +85,41 @@ def test_shrinking_is_antialiased():
     assert np.abs(pixels - 127.5).max() < 10
 
 
+@pytest.mark.parametrize("size", [(375, 500), (500, 333), (120, 90), (300, 301)])
+@pytest.mark.parametrize(("image_size", "side"), [(224, 256), (256, 292)])
+def test_the_centre_crop_is_the_pixels_of_pil(size, image_size, side):
+    image, (height, width) = Image.fromarray(noise(*size)), size
+    if width < height:
+        height, width = int(side * height / width), side
+    else:
+        height, width = side, int(side * width / height)
+    top, left = (round((length - image_size) / 2.0) for length in (height, width))
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    expected = resized.crop((left, top, left + image_size, top + image_size))
+    assert np.array_equal(eval_transform(image_size)(noise(*size), (0, 0, 0)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("size", [(500, 400), (100, 80)])
+def test_squash_is_the_pixels_of_pil(size):
+    expected = Image.fromarray(noise(*size)).resize((384, 384), Image.Resampling.BICUBIC)
+    assert np.array_equal(eval_transform(384, "squash")(noise(*size), (0, 0, 0)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("crop_ratio", [0.0, 1.1])
+def test_a_crop_ratio_outside_of_0_and_1_is_refused(crop_ratio):
+    with pytest.raises(ValueError, match=f"eval_crop_ratio {crop_ratio} must be"):
+        eval_transform(224, crop_ratio=crop_ratio)
+
+
 # training
+
+
+def test_the_random_crop_is_the_pixels_of_pil():
+    transform = RandomResizedCrop((56, 56), scale=(0.1, 0.9))
+    image, (left, top, right, bottom) = noise(200, 300), (33, 20, 233, 141)
+    expected = Image.fromarray(image[top:bottom, left:right]).resize((56, 56), Image.Resampling.BICUBIC)
+    assert np.array_equal(transform.apply(image, (left, top, right, bottom)), np.asarray(expected))
+    assert any(isinstance(step, RandomResizedCrop) for step in train_transform(56).compose.transforms)
 
 
 @pytest.mark.parametrize("crop", ["random_resized", "pad", "none"])

@@ -144,9 +144,9 @@ class ImageDataModule(LightningDataModule):
         if trainer is not None and trainer.training:
             step = trainer.fit_loop.epoch_loop.batch_progress.current.ready
             rng = np.random.default_rng((self.seed, trainer.current_epoch, step, trainer.global_rank))
-            images, targets = self.mixing(images, targets, self.num_classes, rng)
-            if self.random_erasing:
+            if self.random_erasing:  # before the mixing: a mixed image has the boxes of both
                 images = random_erasing(images, self.random_erasing, rng)
+            images, targets = self.mixing(images, targets, self.num_classes, rng)
         if trainer is not None:
             images = trainer.precision_plugin.convert_input(images)
         return {"image": images, "target": targets, "index": batch["index"]}
@@ -161,6 +161,13 @@ class ImageDataModule(LightningDataModule):
 
     def eval_transform(self) -> Transform:
         return eval_transform(self.image_size, self.eval_crop, self.eval_crop_ratio)
+
+    def eval_protocol(self) -> str:
+        """How evaluation cuts an image, in words."""
+        size = self.image_size
+        if self.eval_crop == "squash" or self.eval_crop_ratio == 1.0:
+            return f"resize {size} x {size}"
+        return f"resize {int(size / self.eval_crop_ratio)}, crop {size}"
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 pixels -> float, channels centred and scaled."""

@@ -51,11 +51,9 @@ def train_transform(
     size = (image_size, image_size)
     steps: list[A.BasicTransform] = []
     if crop == "random_resized":
-        steps.append(
-            A.RandomResizedCrop(size, scale=crop_scale, interpolation=cv2.INTER_CUBIC, area_for_downscale="image")
-        )
+        steps.append(RandomResizedCrop(size, scale=crop_scale))
     else:
-        steps.append(_resize(image_size))
+        steps.append(Resize(image_size))
         if crop == "pad":
             steps += [A.Pad(image_size // 8, border_mode=cv2.BORDER_CONSTANT), A.RandomCrop(*size)]
     if hflip:
@@ -70,17 +68,54 @@ def train_transform(
 def eval_transform(image_size: int, crop: EvalCrop = "center", crop_ratio: float = 224 / 256) -> Transform:
     """Evaluation pixels: the shorter side to `image_size / crop_ratio`, then the centre; or squashed to the square.
 
-    Bicubic with antialiasing, as in the official protocol.
+    Bicubic and antialiased by PIL, to the last bit the pixels of the official protocol.
+
+    Raises:
+        ValueError: For a crop ratio outside of (0, 1].
     """
-    if crop == "squash" or crop_ratio == 1.0:
-        return Transform([_resize(image_size)])
-    side = int(image_size / crop_ratio)
-    shorter = A.SmallestMaxSize(side, interpolation=cv2.INTER_CUBIC, area_for_downscale="image")
-    return Transform([shorter, A.CenterCrop(image_size, image_size)])
+    if not 0 < crop_ratio <= 1:
+        raise ValueError(f"data.eval_crop_ratio {crop_ratio} must be above 0 and at most 1")
+    squash = crop == "squash" or crop_ratio == 1.0
+    return Transform([Resize(image_size, None if squash else int(image_size / crop_ratio))])
 
 
-def _resize(image_size: int) -> A.BasicTransform:
-    return A.Resize(image_size, image_size, interpolation=cv2.INTER_CUBIC, area_for_downscale="image")
+def bicubic(image: Array, height: int, width: int) -> Array:
+    """The image in another size by PIL: bicubic, and where it shrinks, antialiased, which OpenCV's bicubic is not."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+class Resize(A.ImageOnlyTransform):
+    """The whole image squeezed to a square; or, with `side`, the centre of the image whose shorter side is that long.
+
+    Args:
+        image_size: Side of the result.
+        side: Shorter side before the centre is cut; None squeezes.
+    """
+
+    def __init__(self, image_size: int, side: int | None = None) -> None:
+        super().__init__(p=1.0)
+        self.image_size = image_size
+        self.side = side
+
+    def apply(self, img: Array, **_: Any) -> Array:
+        size = self.image_size
+        if self.side is None:
+            return bicubic(img, size, size)
+        height, width = img.shape[:2]
+        shorter = min(height, width)
+        img = bicubic(img, self.side * height // shorter, self.side * width // shorter)
+        top, left = (round((length - size) / 2) for length in img.shape[:2])  # odd margins: as torchvision does
+        return img[top : top + size, left : left + size]
+
+
+class RandomResizedCrop(A.RandomResizedCrop):
+    """Albumentations' choice of the box, resized by PIL as in evaluation."""
+
+    def apply(self, img: Array, crop_coords: tuple[int, int, int, int], **_: Any) -> Array:
+        left, top, right, bottom = crop_coords
+        return bicubic(img[top:bottom, left:right], *self.size)
 
 
 class RandAugment(A.ImageOnlyTransform):

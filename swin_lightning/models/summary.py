@@ -38,6 +38,27 @@ def published(builder: Builder) -> Published | None:
     return Published(figures[1], figures[2], results) if figures else None
 
 
+def beside_published(class_path: str, experiment: str, top1: float, top5: float, protocol: str) -> str | None:
+    """Two lines, a measured accuracy and the published one of the same model; None where none was published.
+
+    Args:
+        class_path: Backbone as in a configuration.
+        experiment: Name of the experiment; one in `_ft_22k` is compared with the training on ImageNet-22K, then 1K.
+        top1: Measured accuracy in [0, 1].
+        top5: The same for the five best guesses.
+        protocol: How the measured images were cut.
+    """
+    path, _, name = class_path.rpartition(".")
+    builder = builders().get(name) if path.startswith("swin_lightning.models") else None
+    figures = published(builder) if builder else None
+    if figures is None:
+        return None
+    more_data = experiment.endswith("_ft_22k")
+    theirs1, theirs5, how = min(figures.results, key=lambda result: ("22K" in result[2]) != more_data)
+    measured = f"measured   top-1 {100 * top1:4.1f}  top-5 {100 * top5:4.1f}  {protocol}"
+    return f"{measured}\npublished  top-1 {theirs1}  top-5 {theirs5}  {how}"
+
+
 def image_size(name: str) -> int:
     """The image a model is named after, in pixels: the last number of the name."""
     return int(re.findall(r"\d+", name)[-1])
