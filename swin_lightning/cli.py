@@ -15,6 +15,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning import Callback, LightningModule, Trainer
@@ -158,6 +159,8 @@ class CLI(LightningCLI):
         config.trainer.default_root_dir = config.trainer.default_root_dir or str(self.run_dir)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if config["precision"] is None and config["accelerator"] != "cpu" and torch.cuda.is_available():
+            config["precision"] = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else None
         if dry := bool(config.get("fast_dev_run")):  # Lightning would still write a last checkpoint
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
             config["enable_checkpointing"] = False
@@ -240,7 +243,10 @@ def main(args: list[str] | None = None) -> CLI | None:
             ImageDataModule,
             subclass_mode_data=True,
             parser_class=Parser,
-            parser_kwargs={name: {"default_config_files": [_base_config()]} for name in CLI.subcommands()},
+            parser_kwargs={
+                "description": "Train and use Swin Transformers. Also: swin-lightning models, swin-lightning export.",
+                **{name: {"default_config_files": [_base_config()]} for name in CLI.subcommands()},
+            },
             auto_configure_optimizers=False,
             seed_everything_default=0,
             args=argv,

@@ -33,7 +33,8 @@ def metrics(run_dir, name):
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
-def test_a_run_leaves_its_whole_story_in_a_folder_of_its_own(capsys):
+def test_a_run_leaves_its_whole_story_in_a_folder_of_its_own(capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
     first, second = fit(), fit()
     assert first.run_dir != second.run_dir and first.run_dir.parent == RUNS
     for cli in (first, second):
@@ -83,7 +84,8 @@ def test_an_overlay_appends_callbacks_and_keeps_the_named_ones(tmp_path):
     assert "EMA" not in [type(callback).__name__ for callback in fit().trainer.callbacks]  # off by default
 
 
-def test_resuming_goes_on_in_the_same_run_with_the_same_pixels_and_weights():
+def test_resuming_goes_on_in_the_same_run_with_the_same_pixels_and_weights(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
     whole = main(["fit", "-c", DIGITS, "--trainer.max_epochs=2", "--trainer.limit_train_batches=6"])
     args = ["fit", "-c", DIGITS, "--experiment=resumed", "--trainer.max_epochs=2", "--trainer.limit_train_batches=6"]
     with pytest.raises(SystemExit):

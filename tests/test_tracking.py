@@ -54,7 +54,8 @@ def test_a_server_that_does_not_answer_ends_in_an_offline_run(monkeypatch, capsy
     assert cli.trainer.global_step == 3
 
 
-def test_what_is_sent():
+def test_what_is_sent(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
     cli = main(["fit", "-c", DIGITS, *SHORT, "--model.lr=0.003"])
     sent = json.loads(inspect(cli.run_dir, "--summary"))
     assert {"train/loss", "train/lr", "train/grad_norm", "train/images_per_s", "val/acc", "val/acc_best", "test/acc",
@@ -69,9 +70,9 @@ def test_what_is_sent():
 
 
 def test_metrics_csv_grows_when_a_run_is_resumed(tmp_path):
-    for step, metrics in enumerate([{"a": 1.0}, {"a": 2.0, "b": 3.0}]):
+    for step, values in enumerate([{"a": 1.0}, {"a": 2.0, "b": 3.0}]):
         logger = CSVLogger(str(tmp_path))
-        logger.log_metrics(metrics, step)
+        logger.log_metrics(values, step)
         logger.save()
     with (tmp_path / "metrics.csv").open() as file:
         assert [(row["a"], row["b"]) for row in csv.DictReader(file)] == [("1.0", ""), ("2.0", "3.0")]

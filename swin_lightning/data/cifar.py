@@ -43,10 +43,12 @@ class CIFAR10(ImageDataModule):
 
     def load(self, split: str) -> Source:
         dataset = load_hub(self.path)
-        source = _in_memory(HubImages(dataset["test" if self._is_test(split) else "train"], self.path))
-        found = int(source.labels.max()) + 1
-        if found != self.num_classes:
-            raise ValueError(f"data.path {self.path!r} has {found} classes, {type(self).__name__} {self.num_classes}")
+        images = HubImages(dataset["test" if self._is_test(split) else "train"], self.path)
+        if images.num_classes not in (None, self.num_classes):
+            raise ValueError(
+                f"data.path {self.path!r} has {images.num_classes} classes, {type(self).__name__} {self.num_classes}"
+            )
+        source = _in_memory(images)
         if self._is_test(split):
             return source
         order = np.random.default_rng(0).permutation(len(source))

@@ -84,6 +84,8 @@ class HubImages:
         self.label_column = label_column(split.features)
         self.split = split.cast_column(self.image_column, ImageFeature(decode=False))
         self.repository = repository
+        names = getattr(split.features[self.label_column], "names", None)
+        self.num_classes = len(names) if names else None  # None where the labels are plain numbers
 
     def __len__(self) -> int:
         return len(self.split)
