@@ -155,6 +155,17 @@ def test_averaged_weights_are_validated_saved_and_tested():
     assert metrics(cli.run_dir, "test/loss")[0] == pytest.approx(2.3, abs=0.2)
 
 
+@pytest.mark.slow
+def test_a_compiled_run_learns_the_same_and_saves_the_same_names():
+    plain, compiled = fit("--ema.decay=0"), fit("--model.compile=true", "--ema.decay=0")
+    assert metrics(compiled.run_dir, "train/loss") == pytest.approx(metrics(plain.run_dir, "train/loss"), abs=1e-4)
+    names = [
+        list(torch.load(cli.run_dir / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
+        for cli in (plain, compiled)
+    ]
+    assert names[0] == names[1]
+
+
 def test_fast_dev_run_writes_nothing():
     main(["fit", "-c", DIGITS, "-c", str(EXPERIMENTS / "debug" / "fast.yaml")])
     assert not Path("runs").exists()
