@@ -166,7 +166,7 @@ class SwinClassifier(LightningModule):
 
     def _can_fuse(self) -> bool:
         # a fused step unscales float16 gradients by itself, which keeps them from being clipped
-        return self.device.type in ("cuda", "cpu") and self.trainer.precision != "16-mixed"
+        return self.device.type in ("cuda", "cpu") and (self._trainer is None or self.trainer.precision != "16-mixed")
 
     def _lr_factor(self, step: int) -> float:
         # Read here and not in configure_optimizers: asking the trainer for the number of steps that early would
