@@ -113,7 +113,8 @@ def test_an_overlay_fits_every_experiment(path):
 
 def test_the_debug_overlay_overfits_one_batch(tmp_path):
     cli = main(["fit", "-c", DIGITS, "-c", str(EXPERIMENTS / "debug" / "overfit.yaml"), "--data.batch_size=16",
-                "--data.rotate=0", "--data.crop=none", "--model.label_smoothing=0", "--trainer.max_epochs=40"])  # fmt: skip
+                "--data.rotate=0", "--data.crop=none", "--model.label_smoothing=0",
+                "--trainer.max_epochs=40"])  # fmt: skip
     assert float(cli.trainer.callback_metrics["train/loss"]) < 0.1
 
 
