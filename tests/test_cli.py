@@ -147,7 +147,7 @@ def test_averaged_weights_are_validated_saved_and_tested():
     names = [name for name in saved["state_dict"] if name.startswith(("backbone.", "head."))]
     initial = main(["fit", "-c", DIGITS, "--trainer.max_epochs=0"]).model.state_dict()
     for name in names:
-        torch.testing.assert_close(saved["state_dict"][name], initial[name], atol=2e-3, rtol=0)  # one step
+        torch.testing.assert_close(saved["state_dict"][name], initial[name], atol=3e-3, rtol=0)  # one step
     assert not torch.equal(saved["current_model_state"]["head.weight"], saved["state_dict"]["head.weight"])
     # test at the end of fit, and of the same checkpoint later, is of the average
     later = main(["test", "-c", DIGITS, "--ckpt_path=best", "--ema.decay=0.5"])
