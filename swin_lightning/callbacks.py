@@ -60,7 +60,8 @@ class EMA(EMAWeightAveraging):
     """
 
     def __init__(self, decay: float = 0.0) -> None:
-        super().__init__(decay=decay)
+        # averaging would round the integers of relative_position_index, and with them move every bias
+        super().__init__(decay=decay, use_buffers=False)
         self.enabled = decay > 0
         self._swapped = False
 

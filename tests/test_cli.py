@@ -149,6 +149,9 @@ def test_averaged_weights_are_validated_saved_and_tested():
     for name in names:
         torch.testing.assert_close(saved["state_dict"][name], initial[name], atol=3e-3, rtol=0)  # one step
     assert not torch.equal(saved["current_model_state"]["head.weight"], saved["state_dict"]["head.weight"])
+    fresh = SwinClassifier.load_from_checkpoint(cli.run_dir / "checkpoints" / "last.ckpt")
+    for ours, theirs in zip(cli.model.backbone.buffers(), fresh.backbone.buffers(), strict=True):
+        assert torch.equal(ours, theirs)  # indices are not averaged
     # test at the end of fit, and of the same checkpoint later, is of the average
     later = main(["test", "-c", DIGITS, "--ckpt_path=best", "--ema.decay=0.5"])
     assert metrics(cli.run_dir, "test/loss") == pytest.approx(metrics(later.run_dir, "test/loss"))
