@@ -1,19 +1,15 @@
-"""The command line: configuration files, the run folder, checkpoints by name, and errors in one line."""
+"""The command line of training and evaluation: configuration files, the run folder, checkpoints by name."""
 
-import difflib
-import inspect
 import logging
 import os
 import re
 import secrets
-import signal
 import sys
 import time
-import traceback
 import warnings
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
@@ -21,7 +17,7 @@ from jsonargparse import Namespace
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from swin_lightning.callbacks import (
     EMA,
@@ -35,39 +31,15 @@ from swin_lightning.callbacks import (
     TrainingMonitor,
 )
 from swin_lightning.classifier import SwinClassifier
-from swin_lightning.commands import COMMANDS
+from swin_lightning.commands import COMMANDS, RUNS, find
 from swin_lightning.data import ImageDataModule, ImageNet
-from swin_lightning.models import SwinTransformer
+from swin_lightning.errors import UserError, is_ours, one_line
 from swin_lightning.models.checkpoints import read_checkpoint
 from swin_lightning.models.summary import beside_published
+from swin_lightning.parser import Parser, flatten
 from swin_lightning.tracking import finish_wandb
 
 RUN_DIR = "SWIN_LIGHTNING_RUN_DIR"  # tells the ranks that Lightning starts on this machine where the run lives
-
-
-class UserError(Exception):
-    """A mistake that the user can cure; its message is one line."""
-
-
-class Parser(LightningArgumentParser):
-    """Errors in one line, with the nearest valid key."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(_short(message, self._known_keys(ex))) from ex
-
-    def _known_keys(self, ex: Exception | None) -> list[str]:
-        parser = getattr(ex, "subcommand_parser", None) or self
-        keys = [action.dest for action in parser._actions]
-        for action in parser._actions:
-            subparsers = getattr(action, "_name_parser_map", None) or {}
-            keys += [key.dest for sub in subparsers.values() for key in sub._actions]
-        modules = [ImageDataModule, *_subclasses(ImageDataModule)]
-        keys += [f"data.{name}" for module in modules for name in inspect.signature(module).parameters]
-        keys += [f"model.backbone.{name}" for name in inspect.signature(SwinTransformer).parameters]
-        return sorted(set(keys))
 
 
 class SaveConfig(SaveConfigCallback):
@@ -82,7 +54,7 @@ class SaveConfig(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_none=False)
         earlier = len(list(folder.glob("config*.yaml")))  # a resumed run keeps the first
         (folder / (f"config-{earlier + 1}.yaml" if earlier else "config.yaml")).write_text(text)
-        flat = _flatten(yaml.safe_load(text))
+        flat = flatten(yaml.safe_load(text))
         for logger in trainer.loggers:
             logger.log_hyperparams(flat)
 
@@ -140,7 +112,7 @@ class CLI(LightningCLI):
         linked = {"num_classes", "class_names", "_instantiator"}
         stored = {key: value for key, value in hparams.items() if key not in linked}
         parsed = self.parser.parse_object({self.config.subcommand: {"model": stored}}, deepcopy(self.config))
-        ours, theirs = _flatten(config.model.as_dict()), _flatten(parsed[self.config.subcommand].model.as_dict())
+        ours, theirs = flatten(config.model.as_dict()), flatten(parsed[self.config.subcommand].model.as_dict())
         changed = [f"model.{key}: {ours.get(key)} -> {theirs[key]}" for key in theirs if ours.get(key) != theirs[key]]
         if changed and not _get_rank():
             print(f"the checkpoint overrides {', '.join(changed)}; to train otherwise use --model.weights", flush=True)
@@ -228,7 +200,8 @@ def main(args: list[str] | None = None) -> CLI | None:
         args: Arguments, for use from Python; those of the process by default.
 
     Returns:
-        The finished command line, with its `trainer`, `model`, `datamodule` and `run_dir`; None for `models`, `export`.
+        The finished command line, with its `trainer`, `model`, `datamodule` and `run_dir`; None for the commands that
+        train nothing themselves.
 
     Raises:
         UserError: For a mistake in arguments, files or data, with a message of one line.
@@ -237,14 +210,16 @@ def main(args: list[str] | None = None) -> CLI | None:
     _quiet()
     try:
         if argv and argv[0] in COMMANDS:
-            return COMMANDS[argv[0]](argv[1:])
+            return find(argv[0])(argv[1:])
+        if argv and not argv[0].startswith("-") and argv[0] not in RUNS:
+            raise UserError(f"unknown command {argv[0]!r}; choose one of {', '.join([*RUNS, *COMMANDS])}")
         return CLI(
             SwinClassifier,
             ImageDataModule,
             subclass_mode_data=True,
             parser_class=Parser,
             parser_kwargs={
-                "description": "Train and use Swin Transformers. Also: swin-lightning models, swin-lightning export.",
+                "description": f"Train and use Swin Transformers. Also: {', '.join(COMMANDS)}; see --help.",
                 **{name: {"default_config_files": [_base_config()]} for name in CLI.subcommands()},
             },
             auto_configure_optimizers=False,
@@ -253,26 +228,13 @@ def main(args: list[str] | None = None) -> CLI | None:
         )
     except (ValueError, MisconfigurationException) as error:
         ours: BaseException | None = error
-        while ours is not None and not _is_ours(ours):
+        while ours is not None and not is_ours(ours):
             ours = ours.__cause__  # jsonargparse wraps what a class that it builds has raised
         if ours is None:
             raise
-        raise UserError(_one_line(ours)) from error
+        raise UserError(one_line(ours)) from error
     finally:
         finish_wandb()
-
-
-def console() -> None:
-    """Entry point of `swin-lightning`: `main` with errors as one line on stderr and exit code 2."""
-    try:
-        main()
-    except UserError as error:
-        if os.environ.get("SWIN_LIGHTNING_DEBUG"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except SIGTERMException:
-        sys.exit(128 + signal.SIGTERM)
 
 
 # helpers
@@ -320,58 +282,3 @@ def _latest_checkpoint(experiment: Path, name: str) -> Path:
     if not found:
         raise UserError(f"--ckpt_path {name}: no run under {experiment} has a checkpoints/{name}.ckpt; give a path")
     return found[-1]
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested configuration -> dotted keys as on the command line."""
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
-
-
-def _short(message: str, keys: list[str]) -> str:
-    """A parser's message in one line, with the nearest valid key where one is misspelt."""
-    line = _squeeze(message)
-    prefix = ""
-    while match := re.match(r'Parser key "([\w.]+)": (.*)', line):
-        prefix, line = f"{prefix}{match[1]}.", match[2]
-        if "Errors: - " in line:  # of a type with alternatives: the first is the one that was meant
-            line = line.split("Errors: - ", 1)[1].split(" - Expected a <class 'NoneType'>")[0]
-    prefix = prefix.replace("init_args.", "")
-    unknown = re.search(r"Unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'", line, re.IGNORECASE)
-    if unknown and "required" not in line:
-        key = prefix + (unknown[1] or unknown[2])
-        nearest = difflib.get_close_matches(key.replace("init_args.", ""), keys, n=1, cutoff=0.5)
-        return f"unknown option {key}" + (f"; did you mean {nearest[0]}?" if nearest else "; see --help")
-    if "arguments are required" in line:
-        return line.replace("fit.", "") + "; start from an experiment: -c experiments/digits_swin_micro.yaml"
-    line = re.sub(r"Expected an? (?:<class '(\w+)'>|typing\.)?(.*?)\. Got value: ", r"expected \1\2, got ", line)
-    joint = "" if re.match(r"\w+: ", line) else " "  # an inner parser may have named its part of the key
-    return f"{prefix.rstrip('.')}{':' if joint else '.'}{joint}{line}" if prefix else line
-
-
-def _subclasses(base: type) -> list[type]:
-    children: list[type] = base.__subclasses__()
-    return [cls for child in children for cls in (child, *_subclasses(child))]
-
-
-def _squeeze(message: str) -> str:
-    return re.sub(r"\s+", " ", message).strip()
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether an error was raised on purpose: by this package, also in a loader's process, or by Lightning."""
-    if isinstance(error, MisconfigurationException) or "in DataLoader worker process" in str(error):
-        return True
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error)
-    if "in DataLoader worker process" in text:
-        text = text.strip().splitlines()[-1].partition(": ")[2]
-    return _squeeze(text)

@@ -1,32 +1,70 @@
-"""The commands that train nothing: `swin-lightning models` and `swin-lightning export`."""
+"""All commands by name, and the two that need no configuration: `swin-lightning models` and `swin-lightning export`."""
 
 import argparse
+import importlib
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from swin_lightning.classifier import SwinClassifier
-from swin_lightning.models.checkpoints import read_checkpoint, save_weights
-from swin_lightning.models.formats import WRITTEN
-from swin_lightning.models.summary import table
+if TYPE_CHECKING:
+    from swin_lightning.classifier import SwinClassifier
+
+RUNS = {
+    "fit": "train an experiment, then test its best checkpoint",
+    "validate": "measure a checkpoint or weights on the validation images",
+    "test": "the same on the test images",
+    "predict": "classify images of your own",
+}  # what Lightning's command line does, see cli.py
+
+COMMANDS = {
+    "models": ("swin_lightning.commands", "all named models with parameters, MACs and published accuracy"),
+    "export": ("swin_lightning.commands", "write a run's weights for this or another project"),
+}  # name -> module with a function of that name, and what it does
 
 
-class _Parser(argparse.ArgumentParser):
+def find(name: str) -> Callable[[list[str]], None]:
+    """The function of a command, which takes its arguments; only now is its module imported."""
+    command: Callable[[list[str]], None] = getattr(importlib.import_module(COMMANDS[name][0]), name)
+    return command
+
+
+def overview() -> str:
+    """The answer to `swin-lightning --help`."""
+    lines = [f"  {name:10} {text}" for name, text in [*RUNS.items(), *((n, c[1]) for n, c in COMMANDS.items())]]
+    return "\n".join(
+        [
+            "usage: swin-lightning COMMAND ...; swin-lightning COMMAND --help tells its options",
+            "",
+            *lines,
+            "",
+            "start: swin-lightning fit -c experiments/digits_swin_micro.yaml",
+        ]
+    )
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command without configuration: a mistake is a ValueError of one line."""
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def models(args: list[str]) -> None:
     """Print the named models with counted and published figures."""
-    parser = _Parser("swin-lightning models", description=models.__doc__)
+    parser = CommandParser("swin-lightning models", description=models.__doc__)
     parser.parse_args(args)
+    from swin_lightning.models.summary import table
+
     for line in table():
         print(line, flush=True)
 
 
 def export(args: list[str]) -> None:
     """Write the weights of a run's checkpoint for this or another project (averaged ones where the run kept them)."""
-    parser = _Parser("swin-lightning export", description=export.__doc__)
+    from swin_lightning.models.checkpoints import save_weights
+    from swin_lightning.models.formats import WRITTEN
+
+    parser = CommandParser("swin-lightning export", description=export.__doc__)
     parser.add_argument("checkpoint", metavar="CKPT", help="a .ckpt of a run")
     parser.add_argument("--format", choices=list(WRITTEN), default="swin_lightning", help="whose names and layout")
     parser.add_argument("--output", required=True, metavar="FILE", help="a .safetensors or .pth file")
@@ -35,12 +73,15 @@ def export(args: list[str]) -> None:
     print(f"wrote {options.output}: {options.format} format")
 
 
-def load_classifier(path: str) -> SwinClassifier:
+def load_classifier(path: str) -> "SwinClassifier":
     """The classifier of a run's checkpoint, on the CPU.
 
     Raises:
         ValueError: If the file is no checkpoint of a run, or does not know its backbone.
     """
+    from swin_lightning.classifier import SwinClassifier
+    from swin_lightning.models.checkpoints import read_checkpoint
+
     hparams = read_checkpoint(path).get("hyper_parameters")
     if not isinstance(hparams, dict) or "backbone" not in hparams:
         raise ValueError(
@@ -50,6 +91,3 @@ def load_classifier(path: str) -> SwinClassifier:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Attribute 'backbone' is an instance")  # how it is kept is intended
         return SwinClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-
-
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"models": models, "export": export}

@@ -15,7 +15,8 @@ from lightning import Callback
 from PIL import Image
 
 from swin_lightning import SwinClassifier
-from swin_lightning.cli import UserError, main
+from swin_lightning.cli import main
+from swin_lightning.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
