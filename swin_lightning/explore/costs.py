@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -42,8 +43,8 @@ def attention_costs(
                 continue
             attention = WindowAttention(dim, size, num_heads)
             windows = window_partition(x, (size, size))
-            megabytes = kept_bytes(lambda a=attention, w=windows, s=size: a.forward_eager(w, (s, s))) / 1e6
-            seconds = median_seconds(lambda a=attention, w=windows, s=size: a(w, (s, s)), repeats)
+            megabytes = kept_bytes(partial(attention.forward_eager, windows, (size, size))) / 1e6
+            seconds = median_seconds(partial(attention, windows, (size, size)), repeats)
             rows.append((side, tokens**2, kind, megabytes, 1e3 * seconds))
     return pd.DataFrame(rows, columns=["side", "tokens", "kind", "megabytes", "milliseconds"])
 
