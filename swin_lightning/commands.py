@@ -18,6 +18,7 @@ RUNS = {
 
 COMMANDS = {
     "models": ("swin_lightning.commands", "all named models with parameters, MACs and published accuracy"),
+    "report": ("swin_lightning.explore.report", "a run's results and what its model looks at, on one HTML page"),
     "export": ("swin_lightning.commands", "write a run's weights for this or another project"),
 }  # name -> module with a function of that name, and what it does
 

@@ -4,10 +4,13 @@ wandb is imported inside functions: importing this file costs nothing.
 """
 
 import csv
+import json
 import netrc
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -153,6 +156,51 @@ def finish_wandb() -> None:
         print(f"W&B: offline; to send this run later: wandb sync {os.path.relpath(folder)}", flush=True)
     elif url:
         print(f"W&B: {url}", flush=True)
+
+
+@dataclass(frozen=True)
+class WandbRecord:
+    """What W&B knows of a run: its name, its configuration, and the logged rows in W&B's own keys."""
+
+    name: str
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+def read_offline_run(folder: str | Path) -> WandbRecord:
+    """Read `wandb/offline-run-*`, without account or network.
+
+    wandb has no function for its files in Python; its command `leet inspect` prints them.
+
+    Raises:
+        ValueError: If wandb cannot read the folder.
+    """
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
+    printed = []
+    for options in (["--summary"], []):
+        done = subprocess.run([*command, *options, str(folder)], capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"W&B run {str(folder)!r} cannot be read: {done.stderr.strip().splitlines()[-1:]}")
+        printed.append(done.stdout)
+    summary = json.loads(printed[0])
+    records = map(json.loads, printed[1].splitlines())
+    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+    return WandbRecord(summary["name"], summary["config"], rows)
+
+
+def read_project(project: str) -> list[WandbRecord]:
+    """Read all runs of a project, `entity/project`, from the W&B server.
+
+    Raises:
+        ValueError: If there is no account, or no such project.
+    """
+    import wandb
+
+    try:
+        return [WandbRecord(run.name, dict(run.config), list(run.scan_history())) for run in wandb.Api().runs(project)]
+    except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"W&B project {project!r}: {reason}; log in with `wandb login`, or read a folder") from error
 
 
 def _has_account() -> bool:
