@@ -26,7 +26,9 @@
 # %%
 # %matplotlib inline
 import os
+import warnings
 
+warnings.filterwarnings("ignore", message="IProgress not found")  # no progress bars here
 os.environ.setdefault("WANDB_MODE", "disabled")  # this notebook looks at the run's own files
 
 import torch

@@ -24,14 +24,16 @@
 # %%
 # %matplotlib inline
 import os
+import warnings
 
+warnings.filterwarnings("ignore", message="IProgress not found")  # no progress bars here
 os.environ.setdefault("WANDB_MODE", "disabled")
 
 import torch
 
 from swin_lightning.cli import main
 from swin_lightning.explore.attention import record_attention, swin_blocks
-from swin_lightning.explore.evaluation import open_run, pixels, samples
+from swin_lightning.explore.evaluation import evaluate, open_run, pixels, samples
 from swin_lightning.explore.maps import backbone_of, grad_cam, rollout
 from swin_lightning.explore.model_figures import (
     bias_figure,
@@ -47,7 +49,8 @@ RUN = None  # such as "../runs/digits_swin_micro/20260101-120000-0a1b2c3d"
 # %%
 RECIPE = ["-c", "../experiments/digits_swin_micro.yaml", "--trainer.max_epochs=12", "--model.warmup_epochs=1"]
 classifier, data = open_run(RUN or main(["fit", *RECIPE]).run_dir)
-batch, labels = samples(data, "test", range(8))
+result = evaluate(classifier, data)
+batch, labels = samples(data, "test", result.indices[result.examples(8)])  # a digit of each class, to begin with
 images = data.normalize(batch)
 pictures = pixels(batch)
 with torch.no_grad():
@@ -58,7 +61,7 @@ names = [data.class_names[k] for k in answers.indices]
 # ## Attention, back in its place
 #
 # `record_attention` watches the blocks while the model runs. It changes nothing: the outputs are the same to the last
-# bit. For one query, marked in the middle of the image, each head shows where it looks. What stays black is out of
+# bit. For one query, marked in the middle of the image, each head shows where it looks. What stays grey is out of
 # reach. The first block of a stage looks inside its plain window, the second across the border, since its windows are
 # shifted.
 
@@ -98,7 +101,7 @@ distance_figure(record, backbone_of(classifier).patch_size)
 
 # %%
 blocks = dict(swin_blocks(classifier))
-name = list(blocks)[0]
+name = next(iter(blocks))
 bias_figure(blocks[name], name)
 
 # %%
@@ -123,13 +126,11 @@ titles = [f"{name}: {100 * p:.0f} %" for name, p in zip(names, answers.values, s
 overlay_figure(pictures, rows, titles)
 
 # %%
-ink = torch.nn.functional.adaptive_avg_pool2d(batch.float().mean(dim=1), rows["rollout"].shape[1:])
-for name, maps in list(rows.items())[:2]:
-    both = torch.stack([maps.flatten(1), ink.flatten(1)])
-    r = torch.stack([torch.corrcoef(both[:, i])[0, 1] for i in range(len(maps))])
-    print(
-        f"{name.split(',')[0]}: correlation with the ink of the digit {r.mean():+.2f} (from {r.min():+.2f} to {r.max():+.2f})"
-    )
+ink = torch.nn.functional.adaptive_avg_pool2d(batch.float().mean(dim=1), rows["rollout"].shape[1:]).flatten(1)
+for name in ("rollout", "Grad-CAM,\nstage 1"):
+    pairs = zip(rows[name].flatten(1), ink, strict=True)
+    r = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs])
+    print(f"{name.split(',')[0]}: correlation with the ink {r.mean():+.2f}, from {r.min():+.2f} to {r.max():+.2f}")
 
 # %% [markdown]
 # ## What the stages keep
@@ -146,6 +147,5 @@ features_figure(pictures[0], [stage[0] for stage in maps])
 for i, stage in enumerate(maps, start=1):
     tokens = stage.permute(0, 2, 3, 1).flatten(0, 2)
     strength = torch.linalg.svdvals(tokens - tokens.mean(dim=0)).square()
-    print(
-        f"stage {i}: the first three of {len(strength)} components hold {100 * strength[:3].sum() / strength.sum():.0f} % of the variance"
-    )
+    share = strength[:3].sum() / strength.sum()
+    print(f"stage {i}: three of {len(strength)} components hold {100 * share:.0f} % of the variance")

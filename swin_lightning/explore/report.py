@@ -1,4 +1,4 @@
-"""`swin-lightning report RUN`: a run's results and what its model looks at, on one HTML page without network."""
+"""`swin-lightning report RUN`: a run's results and what its model looks at, on one HTML page that needs no network."""
 
 from pathlib import Path
 
