@@ -4,6 +4,7 @@ Figures are made without pyplot: nothing keeps them alive, a notebook shows them
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -19,7 +20,7 @@ GREY = "#777777"
 
 def canvas(rows: int, columns: int, width: float = 3.0, height: float = 3.0) -> tuple[Figure, np.ndarray]:
     """An empty figure and its axes, `rows, columns`; the size of one in inches."""
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    figure = Figure(figsize=(width * columns, height * rows), layout="compressed")
     axes: np.ndarray = figure.subplots(rows, columns, squeeze=False)
     return figure, axes
 
@@ -65,6 +66,27 @@ def colours(count: int) -> list[tuple[float, float, float]]:
         return [matplotlib.colors.to_rgb(colour) for colour in COLOURS[:count]]
     steps = matplotlib.colormaps[SEQUENTIAL](np.linspace(0, 1, count))
     return [tuple(step[:3]) for step in steps]
+
+
+def photograph_folder(root: str | Path, side: int = 64, step: int = 32) -> Path:
+    """A small set of real images in folders: crops of scikit-learn's two photographs, a class each.
+
+    `root/train/<class>/*.jpg` come from the left two thirds of a photograph and `root/val/<class>/*.jpg` from the right
+    third, so that no pixel is in both.
+    """
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    for name in ("china", "flower"):
+        photo = load_sample_image(f"{name}.jpg")
+        border = photo.shape[1] * 2 // 3
+        for split, left, right in (("train", 0, border), ("val", border, photo.shape[1])):
+            folder = Path(root) / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for y in range(0, photo.shape[0] - side + 1, step):
+                for x in range(left, right - side + 1, step):
+                    Image.fromarray(photo[y : y + side, x : x + side]).save(folder / f"{y:03}_{x:03}.jpg", quality=90)
+    return Path(root)
 
 
 def photograph(name: str = "china", size: int = 224) -> np.ndarray:

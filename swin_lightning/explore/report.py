@@ -62,9 +62,8 @@ def write_report(run: str | Path, output: str | Path | None = None, split: str =
     if any(isinstance(module, SwinTransformer) for module in classifier.modules()):
         parts += _sight(classifier, data, result, split)
     else:
-        parts.append(
-            paragraph(f"The backbone, {type(classifier.backbone).__name__}, is no Swin: no attention to show.")
-        )
+        kind = type(classifier.backbone).__name__
+        parts.append(paragraph(f"No attention to show: the backbone is a {kind}, no Swin."))
     config = yaml.safe_load((run / "config.yaml").read_text())
     kept = {key: config[key] for key in ("seed_everything", "model", "data") if key in config}
     parts.append(section("Configuration", code(yaml.safe_dump(kept, sort_keys=False))))
