@@ -45,7 +45,8 @@ def curves_figure(
         if metric.endswith("loss"):
             place.set_ylim(bottom=0)
     if len(logs) > 1:
-        figure.legend(axes[0].get_lines(), names, loc="outside lower center", ncols=2, fontsize=9)
+        columns = 1 + 60 // max(map(len, names))
+        figure.legend(axes[0].get_lines(), names, loc="outside lower center", ncols=columns, fontsize=9)
     return figure
 
 
