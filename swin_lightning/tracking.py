@@ -144,20 +144,6 @@ class WandbLogger(LightningWandbLogger):
         self.experiment.log({"test/confusion_matrix": plot})
 
 
-def finish_wandb() -> None:
-    """Close the W&B run of this process, if there is one. Offline, say how to send it."""
-    run = sys.modules["wandb"].run if "wandb" in sys.modules else None
-    if run is None:
-        return
-    mode, folder = run.settings.mode, run.settings.sync_dir
-    url = run.url if mode == "online" else None
-    run.finish()
-    if mode == "offline":
-        print(f"W&B: offline; to send this run later: wandb sync {os.path.relpath(folder)}", flush=True)
-    elif url:
-        print(f"W&B: {url}", flush=True)
-
-
 @dataclass(frozen=True)
 class WandbRecord:
     """What W&B knows of a run: its name, its configuration, and the logged rows in W&B's own keys."""
@@ -201,6 +187,20 @@ def read_project(project: str) -> list[WandbRecord]:
     except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"W&B project {project!r}: {reason}; log in with `wandb login`, or read a folder") from error
+
+
+def finish_wandb() -> None:
+    """Close the W&B run of this process, if there is one. Offline, say how to send it."""
+    run = sys.modules["wandb"].run if "wandb" in sys.modules else None
+    if run is None:
+        return
+    mode, folder = run.settings.mode, run.settings.sync_dir
+    url = run.url if mode == "online" else None
+    run.finish()
+    if mode == "offline":
+        print(f"W&B: offline; to send this run later: wandb sync {os.path.relpath(folder)}", flush=True)
+    elif url:
+        print(f"W&B: {url}", flush=True)
 
 
 def _has_account() -> bool:

@@ -34,13 +34,6 @@ def grid(count: int, columns: int, width: float = 2.0, height: float = 2.2) -> t
     return figure, list(axes.flat)[:count]
 
 
-def frame(axes: Axes, *, ticks: bool = False) -> None:
-    """Show a picture's border again, by default without ticks."""
-    axes.set_axis_on()
-    if not ticks:
-        axes.set(xticks=[], yticks=[])
-
-
 def image_sheet(images: Iterable[Any], titles: Iterable[str], columns: int = 8, size: float = 1.3) -> Figure:
     """Images `H, W, 3` with a short title each; a title of several lines gets its room."""
     images, titles = list(images), list(titles)
@@ -90,7 +83,7 @@ def photograph_folder(root: str | Path, side: int = 64, step: int = 32) -> Path:
 
 
 def photograph(name: str = "china", size: int = 224) -> np.ndarray:
-    """A photograph that scikit-learn ships, `china` or `flower`: the centre, `size, size, 3` uint8."""
+    """A photograph that scikit-learn ships (CC BY 2.0), `china` or `flower`: the centre, `size, size, 3` uint8."""
     from PIL import Image
     from sklearn.datasets import load_sample_image
 
