@@ -36,6 +36,7 @@ from swin_lightning.sweep.plots import importance, metric_over_trials, parallel_
 from swin_lightning.sweep.results import load_sweep
 
 from swin_lightning.cli import main
+from swin_lightning.explore.canvas import detached
 from swin_lightning.explore.result_figures import curves_figure
 from swin_lightning.explore.runs import all_metrics, markdown_row, read_runs, results
 
@@ -81,13 +82,13 @@ trials[["number", "state", "seconds", *trials.attrs["parameters"], trials.attrs[
 # are here to be filled by a sweep of yours.
 
 # %%
-parallel_coordinates(trials)
+detached(parallel_coordinates(trials))
 
 # %%
-metric_over_trials(trials)
+detached(metric_over_trials(trials))
 
 # %%
-importance(trials)
+detached(importance(trials))
 
 # %% [markdown]
 # ## One table

@@ -34,6 +34,14 @@ def grid(count: int, columns: int, width: float = 2.0, height: float = 2.2) -> t
     return figure, list(axes.flat)[:count]
 
 
+def detached(figure: Figure) -> Figure:
+    """A figure made with pyplot, taken away from it, so that a notebook shows it once."""
+    import matplotlib.pyplot as plt
+
+    plt.close(figure)
+    return figure
+
+
 def image_sheet(images: Iterable[Any], titles: Iterable[str], columns: int = 8, size: float = 1.3) -> Figure:
     """Images `H, W, 3` with a short title each; a title of several lines gets its room."""
     images, titles = list(images), list(titles)
