@@ -1,4 +1,4 @@
-"""All commands by name, and the two that need no configuration: `swin-lightning models` and `swin-lightning export`."""
+"""All commands by name, and the two that stand here: `swin-lightning models` and `swin-lightning export`."""
 
 import argparse
 import importlib

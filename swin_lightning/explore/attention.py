@@ -77,15 +77,13 @@ class BlockAttention:
 
     def received(self) -> Tensor:
         """How much attention every token receives, `B, nH, H, W`: 1 is the mean, since every token gives 1."""
-        places = self.places
-        given = (places != PAD).to(self.weights).view(1, *places.shape[:1], 1, -1)  # queries that are pads do not count
-        sums = (given.unsqueeze(-2) @ self.weights).squeeze(-2)  # B, nW, nH, N
-        return self._on_map(sums.transpose(1, 2).flatten(2), places.flatten())
+        sums = self.weights.sum(dim=-2)  # B, nW, nH, N; pads give to pads alone
+        return self._on_map(sums.transpose(1, 2).flatten(2), self.places.flatten())
 
     def trace_back(self, relevance: Tensor) -> Tensor:
         """Hand the relevance of every query on to the keys it attends to, heads averaged: `B, H, W` -> `B, H, W`."""
         places = self.places
-        of_queries = relevance.flatten(1)[:, places.clamp(min=0)] * (places != PAD)  # B, nW, N
+        of_queries = relevance.flatten(1)[:, places.clamp(min=0)]  # B, nW, N; a pad's, which is any, goes to pads alone
         of_keys = (of_queries.unsqueeze(-2) @ self.weights.mean(dim=2)).squeeze(-2)
         return self._on_map(of_keys.flatten(1), places.flatten())
 
