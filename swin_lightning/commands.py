@@ -18,6 +18,7 @@ RUNS = {
 
 COMMANDS = {
     "models": ("swin_lightning.commands", "all named models with parameters, MACs and published accuracy"),
+    "sweep": ("swin_lightning.sweep", "run a sweep file, with or without W&B's server"),
     "export": ("swin_lightning.commands", "write a run's weights for this or another project"),
 }  # name -> module with a function of that name, and what it does
 
