@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from swin_lightning.models.checkpoints import load_weights
+from swin_lightning.models.checkpoints import HeadRows, load_weights
 from swin_lightning.models.resize import BiasResize
 from swin_lightning.optim import parameter_groups, warmup_cosine
 
@@ -38,6 +38,7 @@ class SwinClassifier(LightningModule):
         weights: File to take the parameters from, see `models.checkpoints`.
         bias_resize: How bias tables from `weights` of another window are resized: `bicubic` as the official code, or
             `geometric` as SimMIM.
+        head_rows: `imagenet22k` starts the head for ImageNet-1K with its rows of a head for ImageNet-22K in `weights`.
         compile: Compile the backbone.
         gradient_checkpointing: Recompute the blocks in the backward pass to save memory.
         class_names: Names of the classes, kept in the checkpoint for predictions.
@@ -60,6 +61,7 @@ class SwinClassifier(LightningModule):
         label_smoothing: float = 0.0,
         weights: str | None = None,
         bias_resize: BiasResize = "bicubic",
+        head_rows: HeadRows | None = None,
         compile: bool = False,
         gradient_checkpointing: bool = False,
         class_names: list[str] | None = None,
@@ -92,7 +94,7 @@ class SwinClassifier(LightningModule):
                 )
             backbone.set_grad_checkpointing()  # type: ignore[operator]
         if weights is not None:
-            load_weights(self, weights, bias_resize)
+            load_weights(self, weights, bias_resize, head_rows)
 
         metrics: dict[str, Metric | MetricCollection] = {
             "acc": MulticlassAccuracy(num_classes, average="micro", ignore_index=NO_LABEL),
