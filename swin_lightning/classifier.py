@@ -1,6 +1,7 @@
 """SwinClassifier: backbone, head, loss and metrics as one LightningModule."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -67,7 +68,9 @@ class SwinClassifier(LightningModule):
         class_names: list[str] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)  # the command line logs the whole configuration under its own keys
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Attribute 'backbone' is an instance")  # removed below
+            self.save_hyperparameters(logger=False)  # the command line logs the whole configuration under its own keys
         self.hparams["weights"] = None  # a checkpoint brings its own
         if isinstance(self.hparams["backbone"], nn.Module):  # built outside the command line: no plain value
             del self.hparams["backbone"]
