@@ -334,7 +334,7 @@ def test_an_export_says_where_others_attend_to_pads(target, sides, caplog):
     export_weights(small(depths=(2, 2, 2), num_heads=(2, 4, 8)), target)
     assert not caplog.text
     export_weights(small(**{**CLAMPED, "window_size": 6}), target)
-    assert f"{target} attends to the pads" in caplog.text
+    assert f"{target} attends to pads" in caplog.text
     assert f"no multiple of window 6, here at side {sides}:" in caplog.text
 
 

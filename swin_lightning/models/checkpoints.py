@@ -27,7 +27,8 @@ from swin_lightning.models.swin_v2 import SwinTransformerV2, WindowAttentionV2, 
 log = logging.getLogger(__name__)
 
 HeadRows = Literal["imagenet22k"]
-# where each class of ImageNet-1K stands among those of ImageNet-22K; as microsoft/Swin-Transformer has it
+# where each class of ImageNet-1K stands among those of ImageNet-22K, as microsoft/Swin-Transformer has it: with the one
+# row out of order, 5564 for the teddy bear, which is the garment of that name
 IMAGENET22K_ROWS = Path(__file__).parent / "imagenet22k_rows.txt"
 WRAPPERS = ("state_dict_ema", "model_ema", "model", "state_dict")  # where timm and torchvision keep averaged weights
 
@@ -305,12 +306,12 @@ def _clamped(name: str, value: Tensor, backbone: SwinTransformer) -> Tensor:
 
 
 def _say_where_others_pad(backbone: SwinTransformer, target: str, clamps: bool) -> None:
-    """Every other project lets the tokens attend to the pads of a window; ours does not."""
+    """Every other project lets the tokens attend to the pads of a window, or cannot pad; ours does not attend."""
     sides = [backbone.stage_size(stage) for stage in range(len(backbone.layers))]
     window = cast(BasicLayer, backbone.layers[0]).window_size
     if uneven := [side for side in sides if side % window and not (clamps and side < window)]:
         log.warning(
-            "%s attends to the pads where a map is no multiple of window %d, here at side %s: its answers will differ",
+            "%s attends to pads or fails where a map is no multiple of window %d, here at side %s: answers will differ",
             target,
             window,
             ", ".join(map(str, uneven)),
