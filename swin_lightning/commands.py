@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
@@ -89,6 +88,4 @@ def load_classifier(path: str) -> "SwinClassifier":
             f"checkpoint {path!r} does not tell its model, as those of `swin-lightning fit` do; for weights, build the "
             "model in Python with weights=PATH and call models.checkpoints.save_weights"
         )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Attribute 'backbone' is an instance")  # how it is kept is intended
-        return SwinClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    return SwinClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
