@@ -27,7 +27,7 @@ from swin_lightning.models.swin_v2 import SwinTransformerV2, WindowAttentionV2, 
 log = logging.getLogger(__name__)
 
 HeadRows = Literal["imagenet22k"]
-# where each class of ImageNet-1K stands among those of ImageNet-22K (the places in timm's imagenet21k_goog_synsets.txt);
+# where each class of ImageNet-1K stands among those of ImageNet-22K, as in timm's imagenet21k_goog_synsets.txt; only
 # the teddy bear has the row of the garment called teddy, 5564, as in microsoft/Swin-Transformer
 IMAGENET22K_ROWS = Path(__file__).parent / "imagenet22k_rows.txt"
 WRAPPERS = ("state_dict_ema", "model_ema", "model", "state_dict")  # where timm and torchvision keep averaged weights
