@@ -398,7 +398,7 @@ def test_importance_finds_the_option_that_matters():
 
 def test_the_live_table_shows_state_and_progress():
     board = Board(sweep_of(), 3)
-    done, runs = ({"model.lr": lr, "data.batch_size": size} for lr, size in ((0.1, 16), (0.2, 32)))
+    done, runs = ({"data.batch_size": size, "model.lr": lr} for lr, size in ((0.1, 16), (0.2, 32)))  # in any order
     trials = [Trial(1, "a", done, "finished", {"val/acc_best": 0.5, "epoch": 4.0}, 12.3), Trial(2, "b", runs)]
     table = board.table(trials, {"b": {"val/acc_best": 0.25, "epoch": 1.0}})
     cells = list(zip(*(column.cells for column in table.columns), strict=True))

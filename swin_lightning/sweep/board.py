@@ -63,7 +63,7 @@ class Board:
             metrics = {**trial.metrics, **progress.get(trial.id, {})}
             values = [f"{metrics[name]:.4g}" if name in metrics else "" for name in ("epoch", metric)]
             cells = [str(trial.number), trial.state, *values, f"{trial.seconds:.0f} s"]
-            cells += [shown(value) for value in trial.parameters.values()]
+            cells += [shown(trial.parameters[name]) for name in self.sweep.config["parameters"]]
             table.add_row(*cells, style="bold green" if trial is best else STYLES[trial.state])
         return table
 

@@ -38,7 +38,6 @@ class Running:
     trial: Trial
     process: subprocess.Popen[bytes]
     since: float
-    earlier: float  # seconds of earlier attempts
     stopping: bool = False
 
 
@@ -174,14 +173,14 @@ class Driver:
                 if whole is not None:
                     os.sched_setaffinity(0, whole)
             alive.write(str(process.pid))
-        slot.trial = Running(trial, process, time.monotonic(), trial.seconds)
+        slot.trial = Running(trial, process, time.monotonic())
 
     def _look_after(self, slot: Slot) -> None:
         """Note how a trial has ended, if it has."""
         run = slot.trial
         assert run is not None
         trial = run.trial
-        trial.seconds = round(run.earlier + time.monotonic() - run.since, 1)
+        trial.seconds = round(time.monotonic() - run.since, 1)
         code = run.process.poll()
         if code is None:
             return

@@ -25,7 +25,7 @@ def next_parameters(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, Any] | N
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the engine's own remarks on its regression
         run = sweeps.next_run(sweep.engine_config, [_as_run(sweep, trial) for trial in trials])
-    return None if run is None else {name: plain(entry["value"]) for name, entry in run.config.items()}
+    return None if run is None else {name: plain(run.config[name]["value"]) for name in sweep.config["parameters"]}
 
 
 def to_stop(sweep: Sweep, trials: Sequence[Trial], histories: dict[str, list[float]]) -> list[Trial]:

@@ -21,7 +21,7 @@ class Trial:
         parameters: Options by their dotted keys.
         state: `stopped` is by early termination.
         metrics: Last value of every metric.
-        seconds: Time of the trial's processes, all attempts together.
+        seconds: Time of its process, the last one where it was taken up again.
         reason: Why it crashed.
     """
 
