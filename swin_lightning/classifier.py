@@ -1,6 +1,7 @@
 """SwinClassifier: backbone, head, loss and metrics as one LightningModule."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from swin_lightning.models.checkpoints import load_weights
+from swin_lightning.models.checkpoints import HeadRows, load_weights
 from swin_lightning.models.resize import BiasResize
 from swin_lightning.optim import parameter_groups, warmup_cosine
 
@@ -38,6 +39,7 @@ class SwinClassifier(LightningModule):
         weights: File to take the parameters from, see `models.checkpoints`.
         bias_resize: How bias tables from `weights` of another window are resized: `bicubic` as the official code, or
             `geometric` as SimMIM.
+        head_rows: `imagenet22k` starts the head for ImageNet-1K with its rows of a head for ImageNet-22K in `weights`.
         compile: Compile the backbone.
         gradient_checkpointing: Recompute the blocks in the backward pass to save memory.
         class_names: Names of the classes, kept in the checkpoint for predictions.
@@ -60,12 +62,15 @@ class SwinClassifier(LightningModule):
         label_smoothing: float = 0.0,
         weights: str | None = None,
         bias_resize: BiasResize = "bicubic",
+        head_rows: HeadRows | None = None,
         compile: bool = False,
         gradient_checkpointing: bool = False,
         class_names: list[str] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)  # the command line logs the whole configuration under its own keys
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Attribute 'backbone' is an instance")  # removed below
+            self.save_hyperparameters(logger=False)  # the command line logs the whole configuration under its own keys
         self.hparams["weights"] = None  # a checkpoint brings its own
         if isinstance(self.hparams["backbone"], nn.Module):  # built outside the command line: no plain value
             del self.hparams["backbone"]
@@ -92,7 +97,7 @@ class SwinClassifier(LightningModule):
                 )
             backbone.set_grad_checkpointing()  # type: ignore[operator]
         if weights is not None:
-            load_weights(self, weights, bias_resize)
+            load_weights(self, weights, bias_resize, head_rows)
 
         metrics: dict[str, Metric | MetricCollection] = {
             "acc": MulticlassAccuracy(num_classes, average="micro", ignore_index=NO_LABEL),

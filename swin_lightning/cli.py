@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from swin_lightning.callbacks import (
     EMA,
@@ -37,8 +37,9 @@ from swin_lightning.errors import UserError, is_ours, one_line
 from swin_lightning.models.checkpoints import read_checkpoint
 from swin_lightning.models.summary import beside_published
 from swin_lightning.parser import Parser, flatten
-from swin_lightning.tracking import finish_wandb
+from swin_lightning.tracking import ended_by_sweep, finish_wandb
 
+RUNS_DIR = "SWIN_LIGHTNING_RUNS"  # where runs go, in place of runs/
 RUN_DIR = "SWIN_LIGHTNING_RUN_DIR"  # tells the ranks that Lightning starts on this machine where the run lives
 
 
@@ -54,7 +55,7 @@ class SaveConfig(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_none=False)
         earlier = len(list(folder.glob("config*.yaml")))  # a resumed run keeps the first
         (folder / (f"config-{earlier + 1}.yaml" if earlier else "config.yaml")).write_text(text)
-        flat = flatten(yaml.safe_load(text))
+        flat = {key.replace(".init_args.", "."): value for key, value in flatten(yaml.safe_load(text)).items()}
         for logger in trainer.loggers:
             logger.log_hyperparams(flat)
 
@@ -84,11 +85,18 @@ class CLI(LightningCLI):
         self.run_dir = self._find_run(config)
 
     def _find_run(self, config: Namespace) -> Path:
-        """Resolve `--ckpt_path last|best` and say where the run lives: a resumed one in its own folder."""
-        experiment = Path("runs") / config.experiment
+        """Resolve `--ckpt_path last|best` and say where the run lives: a resumed one in its own folder.
+
+        A sweep gives its trials their ids. Where a trial with this id has left a checkpoint, it goes on from there.
+        """
+        experiment = Path(os.environ.get(RUNS_DIR, "runs")) / config.experiment
+        run_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
         if config.ckpt_path in ("last", "best"):
             config.ckpt_path = str(_latest_checkpoint(experiment, config.ckpt_path))
-        run_dir = experiment / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+        elif config.ckpt_path is None and self.config.subcommand == "fit":
+            interrupted = sorted(experiment.glob(f"*-{run_id}/checkpoints/last.ckpt"))
+            config.ckpt_path = str(interrupted[-1]) if interrupted else None
+        run_dir = experiment / f"{time.strftime('%Y%m%d-%H%M%S')}-{run_id}"
         if config.ckpt_path is not None and self.config.subcommand == "fit":
             folder = Path(config.ckpt_path).resolve().parent
             if folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file():
@@ -193,6 +201,37 @@ class CLI(LightningCLI):
                 print(f"run folder: {self.run_dir}", flush=True)
 
 
+class Dry(CLI):
+    """The parser by itself: a configuration is checked, nothing is built, nothing runs."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.config = parser.parse_args(list(args or []))
+
+    def _nothing(self, *_: Any) -> None:
+        """In place of what a run would do."""
+
+    before_instantiate_classes = instantiate_classes = after_instantiate_classes = _nothing
+    _parse_ckpt_path = _set_seed = _nothing
+    _run_subcommand = _nothing  # type: ignore[assignment]
+
+
+def start(cli: type[CLI], args: list[str]) -> CLI:
+    """The command line, with the arguments of `swin-lightning`."""
+    return cli(
+        SwinClassifier,
+        ImageDataModule,
+        subclass_mode_data=True,
+        parser_class=Parser,
+        parser_kwargs={
+            "description": f"Train and use Swin Transformers. Also: {', '.join(COMMANDS)}; see --help.",
+            **{name: {"default_config_files": [_base_config()]} for name in CLI.subcommands()},
+        },
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        args=args,
+    )
+
+
 def main(args: list[str] | None = None) -> CLI | None:
     """Run the command line.
 
@@ -213,19 +252,7 @@ def main(args: list[str] | None = None) -> CLI | None:
             return find(argv[0])(argv[1:])
         if argv and not argv[0].startswith("-") and argv[0] not in RUNS:
             raise UserError(f"unknown command {argv[0]!r}; choose one of {', '.join([*RUNS, *COMMANDS])}")
-        return CLI(
-            SwinClassifier,
-            ImageDataModule,
-            subclass_mode_data=True,
-            parser_class=Parser,
-            parser_kwargs={
-                "description": f"Train and use Swin Transformers. Also: {', '.join(COMMANDS)}; see --help.",
-                **{name: {"default_config_files": [_base_config()]} for name in CLI.subcommands()},
-            },
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            args=argv,
-        )
+        return start(CLI, argv)
     except (ValueError, MisconfigurationException) as error:
         ours: BaseException | None = error
         while ours is not None and not is_ours(ours):
@@ -233,6 +260,10 @@ def main(args: list[str] | None = None) -> CLI | None:
         if ours is None:
             raise
         raise UserError(one_line(ours)) from error
+    except SIGTERMException:
+        if not ended_by_sweep():
+            raise
+        return None
     finally:
         finish_wandb()
 

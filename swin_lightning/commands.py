@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
@@ -18,6 +17,7 @@ RUNS = {
 
 COMMANDS = {
     "models": ("swin_lightning.commands", "all named models with parameters, MACs and published accuracy"),
+    "sweep": ("swin_lightning.sweep", "run a sweep file, with or without W&B's server"),
     "report": ("swin_lightning.explore.report", "a run's results and what its model looks at, on one HTML page"),
     "export": ("swin_lightning.commands", "write a run's weights for this or another project"),
 }  # name -> module with a function of that name, and what it does
@@ -89,6 +89,4 @@ def load_classifier(path: str) -> "SwinClassifier":
             f"checkpoint {path!r} does not tell its model, as those of `swin-lightning fit` do; for weights, build the "
             "model in Python with weights=PATH and call models.checkpoints.save_weights"
         )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Attribute 'backbone' is an instance")  # how it is kept is intended
-        return SwinClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    return SwinClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)

@@ -7,8 +7,10 @@ import csv
 import json
 import netrc
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +113,8 @@ class WandbLogger(LightningWandbLogger):
 
             mode = os.environ.get("WANDB_MODE") or self.mode
             if mode == "auto":
-                mode = "online" if _has_account() else "offline"
-            settings = wandb.Settings(silent=True, init_timeout=30)
+                mode = "online" if has_account() else "offline"
+            settings = wandb.Settings(silent=True, init_timeout=30, stop_fn=_end_of_sweeps_run)
             Path(self.save_dir or ".").mkdir(parents=True, exist_ok=True)
             self._wandb_init.update(mode=mode, settings=settings)
             self._wandb_init.pop("anonymous", None)  # wandb warns of it even where it is None
@@ -126,6 +128,12 @@ class WandbLogger(LightningWandbLogger):
                 self._wandb_init.update(mode="offline")
                 super().experiment  # noqa: B018
         return self._experiment
+
+    def log_hyperparams(self, params: Any) -> None:
+        """Send the configuration; what a sweep has set stands there already, and is the sweep's."""
+        run = self.experiment
+        set_by_sweep = set(run.config.keys()) if getattr(run, "sweep_id", None) else set()
+        super().log_hyperparams({key: value for key, value in params.items() if key not in set_by_sweep})
 
     def log_predictions(self, samples: Sequence[Prediction]) -> None:
         """Send a table of images with label, prediction and its probability."""
@@ -203,7 +211,32 @@ def finish_wandb() -> None:
         print(f"W&B: {url}", flush=True)
 
 
-def _has_account() -> bool:
+STOPPED = threading.Event()  # W&B has ended this run: early termination of a sweep, or by hand on its page
+
+
+def _end_of_sweeps_run() -> None:
+    STOPPED.set()
+    os.kill(os.getpid(), signal.SIGTERM)  # the Trainer ends after the batch and saves a checkpoint
+
+
+def ended_by_sweep() -> bool:
+    """After a SIGTERM: whether W&B's sweep has ended the run; one that was preempted instead goes back into its queue.
+
+    The signal comes from W&B's agent in the one case and from the machine in the other; the client learns which it is
+    within 15 seconds. An agent goes on with the run under the same id, and so from its last checkpoint.
+    """
+    run = sys.modules["wandb"].run if "wandb" in sys.modules else None
+    if run is None or not run.settings.sweep_id or run.settings.mode != "online":
+        return False
+    if STOPPED.wait(20):
+        return True
+    run.mark_preempting()
+    run.finish(exit_code=128 + signal.SIGTERM)
+    return False
+
+
+def has_account() -> bool:
+    """Whether W&B finds a key in the environment, its settings or the netrc file."""
     import wandb
 
     settings = wandb.setup().settings

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from swin_lightning import SwinClassifier
 from swin_lightning.models import SwinTransformer, SwinTransformerV2
@@ -43,7 +43,10 @@ def classifier(name: str, weights: Any = None, **overrides: Any) -> SwinClassifi
     bias_resize = config.pop("bias_resize", "bicubic")
     backbone = (SwinTransformerV2 if GOLDEN[name]["format"].endswith("-v2") else SwinTransformer)(**config)
     weights = None if weights is None else str(weights)
-    return SwinClassifier(backbone, num_classes, weights=weights, bias_resize=bias_resize).eval()
+    model = SwinClassifier(backbone, num_classes, weights=weights, bias_resize=bias_resize).eval()
+    if "SimMIM" in name:  # whose files have no head: the figures are those of the pooled features
+        model.head = nn.Identity()
+    return model
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from collections import OrderedDict
 from typing import Any
 
@@ -23,7 +24,7 @@ SMALL = {"img_size": 32, "patch_size": 2, "embed_dim": 24, "depths": (2, 2), "nu
 
 def small(version: int = 1, num_classes: int = 10, **kwargs: Any) -> SwinClassifier:
     """Two stages with random values everywhere, so that no exchange of two parameters goes unseen."""
-    options = {key: kwargs.pop(key) for key in ("weights", "bias_resize") if key in kwargs}
+    options = {key: kwargs.pop(key) for key in ("weights", "bias_resize", "head_rows") if key in kwargs}
     backbone = (SwinTransformer if version == 1 else SwinTransformerV2)(**{**SMALL, **kwargs})
     if not options:
         for name, parameter in backbone.named_parameters():
@@ -35,7 +36,8 @@ def small(version: int = 1, num_classes: int = 10, **kwargs: Any) -> SwinClassif
 def test_a_published_layout_gives_the_answers_of_its_project(name, tmp_path):
     golden, path = formats.GOLDEN[name], tmp_path / "weights.pth"
     state = formats.state_dict(name)
-    torch.save({"model": state, "epoch": 3} if "official" in name else state, path)
+    wrapper = {"official": "model", "SimMIM": "model", "mmpretrain": "state_dict"}.get(name.partition("-")[0])
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, path)
     logits = formats.answers(formats.classifier(name, path), golden["input_size"])
     assert (logits[:, :16] - torch.tensor(golden["logits_first16"])).abs().max() < 1e-4
     assert (logits.norm(dim=1) - torch.tensor(golden["logits_norm"])).abs().max() < 1e-3
@@ -55,7 +57,14 @@ def test_what_is_exported_reads_back_the_same(target, version, suffix, tmp_path,
     assert torch.equal(model(x), again(x))
 
 
-@pytest.mark.parametrize("name", [name for name in formats.GOLDEN if "cifar" in name or "torchvision-swinv2" in name])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in formats.GOLDEN
+        if "cifar" in name or "torchvision-swinv2" in name or name.startswith("mmpretrain")
+    ],
+)
 def test_an_export_has_the_names_and_shapes_that_its_project_saves(name, tmp_path):
     golden = formats.GOLDEN[name]
     exported = export_weights(formats.classifier(name), golden["format"].removesuffix("-v2"))
@@ -105,7 +114,7 @@ def test_mmpretrain_merges_in_the_order_of_unfold():
 
 def test_prefixes_of_parallel_and_compiled_models(tmp_path):
     model = small()
-    for prefix in ("module.", "_orig_mod.", "module._orig_mod."):
+    for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."):
         torch.save({prefix + key: value for key, value in export_weights(model, "timm").items()}, tmp_path / "w.pth")
         assert_same(small(weights=str(tmp_path / "w.pth")), model)
 
@@ -119,7 +128,7 @@ def test_a_backbone_saved_without_its_prefix(tmp_path, caplog):
         again = small(weights=str(tmp_path / "w.pth"))
         x = formula_input(32, 32)
         assert torch.equal(again.backbone(x), model.backbone(x))
-        assert "the file's head has none; ours of 10 is new" in caplog.text
+        assert "the file has no head; ours of 10 is new" in caplog.text
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -154,7 +163,7 @@ def test_a_run_with_averaging_brings_the_averaged_weights(tmp_path, caplog):
 def test_a_head_of_other_classes_is_new_and_said(tmp_path, caplog):
     save_weights(small(), tmp_path / "w.pth", "timm")
     model = small(num_classes=7, weights=str(tmp_path / "w.pth"))
-    assert "the file's head has 10 classes; ours of 7 is new" in caplog.text
+    assert "the file has a head of 10 classes; ours of 7 is new" in caplog.text
     assert model.head.weight.detach().std() == pytest.approx(0.02, rel=0.3)
     assert not model.head.bias.any()
 
@@ -220,15 +229,58 @@ def test_files_that_are_no_checkpoint(tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_an_official_training_checkpoint_says_how_to_convert_it_and_that_works(tmp_path):
+@pytest.mark.parametrize("wrapper", ["model", "state_dict"])
+def test_a_training_checkpoint_says_how_to_convert_it_and_that_works(wrapper, tmp_path, monkeypatch):
+    model, path = small(), tmp_path / "train.pth"
+    torch.save({wrapper: export_weights(model, "official"), "config": Config(lr=1)}, path)
+    with pytest.raises(ValueError, match=rf"besides tensors \({__name__}.Config\)") as error:
+        small(weights=str(path))
+    python, _, code = shlex.split(str(error.value).partition("parameters: ")[2])
+    assert python == "python"
+    monkeypatch.delattr(f"{__name__}.Config")  # whoever converts the file need not have what wrote it
+    exec(code, {})
+    torch.serialization.clear_safe_globals()
+    assert_same(small(weights=str(tmp_path / "train.weights.pth")), model)
+
+
+def test_no_way_is_offered_where_there_is_none(tmp_path):
+    Explosive.path = str(tmp_path / "exploded")
+    torch.save({"model": export_weights(small(), "official"), "config": Explosive()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"\(posix.mkdir\).*ask its author for the parameters alone"):
+        small(weights=str(tmp_path / "evil.pth"))
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict_ema", "model_ema"])
+def test_averaged_weights_of_timm_and_torchvision(wrapper, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     model = small()
-    name = f"{__name__}.Config"
-    torch.save({"model": export_weights(model, "official"), "config": Config(lr=1)}, tmp_path / "train.pth")
-    with pytest.raises(ValueError, match=rf"besides tensors \({name}\).*\(OrderedDict, '{name}'"):
-        small(weights=str(tmp_path / "train.pth"))
-    with torch.serialization.safe_globals([(OrderedDict, name)]):  # as the error says
-        torch.save(torch.load(tmp_path / "train.pth", weights_only=True)["model"], tmp_path / "plain.pth")
-    assert_same(small(weights=str(tmp_path / "plain.pth")), model)
+    averaged = export_weights(model, "torchvision")
+    raw = {key: torch.zeros_like(value) for key, value in averaged.items()}
+    averaged = {f"module.{key}": value for key, value in averaged.items()} | {"n_averaged": torch.tensor(7)}
+    torch.save({wrapper.removesuffix("_ema"): raw, wrapper: averaged, "epoch": 3}, tmp_path / "w.pth")
+    assert_same(small(weights=str(tmp_path / "w.pth")), model)
+    assert "torchvision format (averaged weights)" in caplog.text
+
+
+def test_each_kind_of_misfit_is_shown(tmp_path):
+    torch.save(export_weights(small(2), "official"), tmp_path / "v2.pth")
+    with pytest.raises(ValueError, match=r"missing layers.*; unexpected .*logit_scale; .*has shape.* more$"):
+        small(weights=str(tmp_path / "v2.pth"))
+
+
+def test_the_head_for_imagenet_takes_its_rows_of_that_for_imagenet_22k(tmp_path, caplog):
+    source, path = small(num_classes=21841), str(tmp_path / "22k.pth")
+    save_weights(source, path, "timm")
+    model = small(num_classes=1000, weights=path, head_rows="imagenet22k")
+    # where timm's list of the classes has the names of tench, goldfish, great white shark and, last, toilet tissue
+    rows = torch.tensor([359, 368, 460, 21817])
+    assert torch.equal(model.head.weight[[0, 1, 2, 999]], source.head.weight[rows])
+    assert torch.equal(model.head.bias[[0, 1, 2, 999]], source.head.bias[rows])
+    assert "of a head of 21841 classes, ours has the 1000 rows of ImageNet-1K" in caplog.text
+    assert not torch.equal(small(num_classes=1000, weights=path).head.weight[0], source.head.weight[359])
+    small(num_classes=7, weights=path, head_rows="imagenet22k")
+    assert "the file has a head of 21841 classes; ours of 7 is new" in caplog.text
 
 
 @pytest.mark.parametrize(("mode", "neighbour"), [("bicubic", 0.97), ("geometric", 0.88)])
@@ -247,15 +299,43 @@ def test_bias_tables_of_another_window(mode, neighbour, tmp_path, caplog):
     )
 
 
-def test_bias_tables_clamped_to_the_map_are_read_without_loss(tmp_path):
-    """Official and timm models build tables of 13 x 13 for window 7, and of 7 x 7 where the map is 4 x 4."""
-    sizes = {"depths": (2, 2, 2), "num_heads": (2, 4, 8), "window_size": 7}
-    model = small(**sizes)
-    state = export_weights(model, "official")
-    for name in [name for name in state if "layers.2" in name and "table" in name]:
-        state[name] = state[name].view(13, 13, -1)[3:10, 3:10].reshape(49, -1)
-    torch.save(state, tmp_path / "clamped.pth")
-    assert_same(small(**sizes, weights=str(tmp_path / "clamped.pth")), model)
+CLAMPED = {"depths": (2, 2, 2), "num_heads": (2, 4, 8), "window_size": 8}  # the last map is 4 x 4
+
+
+@pytest.mark.parametrize("target", ["official", "timm"])
+def test_bias_tables_clamped_to_the_map_are_those_of_the_project(target, tmp_path):
+    """Official and timm models build tables of 15 x 15 for window 8, and of 7 x 7 where the map is 4 x 4."""
+    model = small(**CLAMPED)
+    save_weights(model, tmp_path / "w.pth", target)
+    name = "layers.2.blocks.1.attn.relative_position_bias_table"
+    full, table = model.backbone.get_parameter(name), export_weights(model, target)[name]
+    assert torch.equal(table, full.view(15, 15, 8)[4:11, 4:11].reshape(49, 8))
+    again = small(**CLAMPED, weights=str(tmp_path / "w.pth"))
+    assert_same(again, model)
+    assert torch.equal(again.backbone.get_parameter(name).view(15, 15, 8)[4:11, 4:11].reshape(49, 8), table)
+
+
+def test_a_larger_window_than_the_map_is_resized_to_the_map(tmp_path, caplog):
+    """Officially, tables of window 4 become those of the clamped windows: 8, 8, 4; the last is not stretched."""
+    caplog.set_level(logging.INFO)
+    window4 = {**CLAMPED, "window_size": 4}
+    save_weights(small(**window4), tmp_path / "w.pth", "official")
+    model = small(**CLAMPED, weights=str(tmp_path / "w.pth"))
+    name = "layers.{}.blocks.0.attn.relative_position_bias_table"
+    theirs = [small(**window4).backbone.get_parameter(name.format(stage)) for stage in range(3)]
+    ours = [model.backbone.get_parameter(name.format(stage)) for stage in range(3)]
+    torch.testing.assert_close(ours[1], resize_bias_table(theirs[1], 8))
+    assert torch.equal(ours[2].view(15, 15, 8)[4:11, 4:11].reshape(49, 8), theirs[2])
+    assert "bias tables of window 4 are the centre of window 8; bias tables resized from window 4 to 8" in caplog.text
+
+
+@pytest.mark.parametrize(("target", "sides"), [("official", "16, 8"), ("timm", "16, 8"), ("torchvision", "16, 8, 4")])
+def test_an_export_says_where_others_attend_to_pads(target, sides, caplog):
+    export_weights(small(depths=(2, 2, 2), num_heads=(2, 4, 8)), target)
+    assert not caplog.text
+    export_weights(small(**{**CLAMPED, "window_size": 6}), target)
+    assert f"{target} attends to pads" in caplog.text
+    assert f"no multiple of window 6, here at side {sides}:" in caplog.text
 
 
 def test_position_embeddings_of_another_image(tmp_path, caplog):

@@ -155,7 +155,7 @@ def test_official_weights_give_the_official_logits(tmp_path):
 def test_a_head_of_other_classes_is_new_and_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         model = golden_classifier(num_classes=4, weights=official_file(tmp_path / "official.pth"))
-    assert "head has 10 classes; ours of 4 is new" in caplog.text
+    assert "a head of 10 classes; ours of 4 is new" in caplog.text
     state = formula_parameters(GOLDEN["parameters"])
     own = dict(model.backbone.named_parameters())
     assert all(torch.equal(value, own[name]) for name, value in state.items() if not name.startswith("head."))
@@ -167,7 +167,7 @@ def test_a_head_of_other_classes_is_new_and_said(tmp_path, caplog):
 def test_a_file_without_head_leaves_ours(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         golden_classifier(weights=official_file(tmp_path / "official.pth", head__weight=None, head__bias=None))
-    assert "head has none; ours of 10 is new" in caplog.text
+    assert "the file has no head; ours of 10 is new" in caplog.text
 
 
 @pytest.mark.parametrize(

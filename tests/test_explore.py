@@ -89,6 +89,7 @@ def test_kept_bytes_counts_each_memory_once():
     x = torch.randn(100, requires_grad=True)
     assert kept_bytes(lambda: x.exp()) == 400  # its result
     assert kept_bytes(lambda: x.exp().view(10, 10).exp()) == 800
+    assert kept_bytes(lambda: x.exp().square()) == 400  # both keep the same tensor
     assert kept_bytes(lambda: x + 1) == 0
 
 

@@ -102,6 +102,8 @@ def test_drop_path_of_every_block(name):
     rates = [block.drop_path.p for layer in model.backbone.layers for block in layer.blocks]
     assert rates == pytest.approx([drop_path * i / (blocks - 1) for i in range(blocks)])
     assert model.num_classes == 1000 and model.head.out_features == 1000
+    # fine-tuning from ImageNet-22K keeps the rows of the 1000 classes
+    assert model.hparams["head_rows"] == ("imagenet22k" if name.endswith("_ft_22k") else None)
     # no other dropout
     assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} <= {0.0}
     assert {block.attn.attn_drop for layer in model.backbone.layers for block in layer.blocks} == {0.0}

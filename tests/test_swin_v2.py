@@ -131,6 +131,24 @@ def test_finite_where_a_stage_has_one_token(options):
         assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_finite_in_half_precision_where_windows_are_padded(dtype):
+    """A pad's key is zero, since keys have no bias: in half precision its length would be too, and 0 / 0 the cosine."""
+    model = SwinTransformerV2(**SMALL).eval()
+    for block in (block for layer in model.layers for block in layer.blocks):
+        nn.init.ones_(block.norm1.weight)
+        nn.init.ones_(block.norm2.weight)
+    images = torch.randn(2, 3, 50, 62)  # maps of 13 x 16 and 7 x 8 in windows of 4
+    with torch.no_grad():
+        exact = model(images)
+        with torch.autocast("cpu", dtype):
+            lowered = model(images)
+        half = model.to(dtype)(images.to(dtype))
+    tolerance = 64 * torch.finfo(dtype).eps
+    torch.testing.assert_close(lowered.float(), exact, atol=tolerance, rtol=0)
+    torch.testing.assert_close(half.float(), exact, atol=tolerance, rtol=0)
+
+
 def test_every_block_starts_as_the_identity():
     model = SwinTransformerV2(**SMALL)
     for layer in model.layers:

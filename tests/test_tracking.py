@@ -62,7 +62,7 @@ def test_what_is_sent(monkeypatch):
             "test/predictions", "test/confusion_matrix_table"} <= set(sent["summary"])  # fmt: skip
     assert sent["summary"]["val/acc_best"] == pytest.approx(metrics(cli.run_dir, "val/acc_best")[-1])
     config = sent["config"]  # under the command line's keys, once each
-    assert (config["model.lr"], config["data.init_args.batch_size"]) == (0.003, 32)
+    assert (config["model.lr"], config["data.batch_size"]) == (0.003, 32)
     assert "lr" not in config and "batch_size" not in config
     (table,) = cli.run_dir.glob("wandb/offline-run-*/files/media/table/test/predictions*.json")
     rows = json.loads(table.read_text())

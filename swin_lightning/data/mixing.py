@@ -64,7 +64,7 @@ def random_erasing(images: Tensor, probability: float, rng: np.random.Generator)
 
     Args:
         images: Normalised, `B, C, H, W`.
-        probability: Share of images that lose a box of 2 % to 1/3 of their area, aspect ratio 0.3 to 3.3.
+        probability: Share of images that lose a box of 2 % to 1/3 of their area, aspect ratio 0.3 to 1 / 0.3.
         rng: Source of the boxes and of the noise's seed.
 
     Source: arXiv:1708.04896 in the mode `pixel` of the official Swin configuration.
@@ -72,7 +72,7 @@ def random_erasing(images: Tensor, probability: float, rng: np.random.Generator)
     B, _, H, W = images.shape
     boxes = np.zeros((B, 4), np.int64)
     for b in np.flatnonzero(rng.random(B) < probability):
-        boxes[b] = _box((H, W), rng.uniform(0.02, 1 / 3), np.exp(rng.uniform(np.log(0.3), np.log(3.3))), rng, True)
+        boxes[b] = _box((H, W), rng.uniform(0.02, 1 / 3), np.exp(rng.uniform(np.log(0.3), -np.log(0.3))), rng, True)
     y, x, h, w = torch.from_numpy(boxes).to(images.device).T[:, :, None]  # 4 times B, 1
     rows, columns = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
     inside = ((rows >= y) & (rows < y + h))[:, :, None] & ((columns >= x) & (columns < x + w))[:, None, :]  # B, H, W

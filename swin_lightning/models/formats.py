@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 StateDict = dict[str, Tensor]
-BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")  # computed, whatever a file says
+# computed, whatever a file says; the last counts the updates of an average
+BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask", "n_averaged")
 LEFT_OUT = r"(?:^|\.)mask_token$|^decoder\."  # of masked image modelling: no part of a classifier
 
 

@@ -34,10 +34,11 @@ def resize_bias_table(table: Tensor, window_size: int, mode: BiasResize = "bicub
 
 
 def centre_bias_table(table: Tensor, window_size: int) -> Tensor:
-    """A table of a smaller window as the centre of a larger one, its border repeated outwards: offsets stay."""
+    """A table of another window with every offset in its place: the border is cut off, or repeated outwards."""
     old = math.isqrt(len(table))
     border = window_size - (old + 1) // 2
-    grid = F.pad(table.T.reshape(1, -1, old, old), (border,) * 4, mode="replicate")
+    grid = table.T.reshape(1, -1, old, old)
+    grid = F.pad(grid, (border,) * 4, mode="replicate") if border > 0 else F.pad(grid, (border,) * 4)
     return grid.reshape(table.shape[1], -1).T
 
 
