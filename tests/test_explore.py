@@ -147,7 +147,7 @@ def test_a_run_reads_the_same_from_its_folder_and_from_its_offline_wandb_files(r
     (offline,) = read_runs(run / "wandb")
     assert log.name == offline.name == f"digits_swin_micro/{run.name}"
     pd.testing.assert_frame_equal(log.metrics, offline.metrics, check_dtype=False, rtol=1e-5)
-    keys = ("model.lr", "data.init_args.batch_size", "seed_everything", "trainer.max_epochs")
+    keys = ("model.lr", "data.batch_size", "seed_everything", "trainer.max_epochs")
     assert [log.config[key] for key in keys] == [offline.config[key] for key in keys] == [0.002, 32, 0, 2]
     assert log.images_per_second() == pytest.approx(offline.images_per_second(), rel=1e-4)
     both = all_metrics([log, RunLog("other/run", offline.config, offline.metrics)])
@@ -158,7 +158,7 @@ def test_a_run_reads_the_same_from_its_folder_and_from_its_offline_wandb_files(r
 
 
 def logged(name="experiment/run", config=None, **columns):
-    return RunLog(name, {"data.init_args.batch_size": 10, "seed_everything": 3} | (config or {}), pd.DataFrame(columns))
+    return RunLog(name, {"data.batch_size": 10, "seed_everything": 3} | (config or {}), pd.DataFrame(columns))
 
 
 def test_time_and_speed_count_the_images_between_two_rows():

@@ -10,7 +10,7 @@ import yaml
 
 from swin_lightning.tracking import WandbRecord, read_offline_run, read_project
 
-BATCH_SIZE, SPEED = "data.init_args.batch_size", "train/images_per_s"
+BATCH_SIZE, SPEED = "data.batch_size", "train/images_per_s"
 
 
 @dataclass(frozen=True)
@@ -143,13 +143,18 @@ def _read_folder(folder: Path) -> RunLog:
     config = folder / "config.yaml"
     flat = flatten(yaml.safe_load(config.read_text())) if config.is_file() else {}
     metrics = pd.read_csv(folder / "metrics.csv")
-    return RunLog("/".join(folder.resolve().parts[-2:]), flat, _tidy(metrics))
+    return RunLog("/".join(folder.resolve().parts[-2:]), _short_keys(flat), _tidy(metrics))
 
 
 def _from_wandb(record: WandbRecord) -> RunLog:
     metrics = pd.DataFrame(record.rows).rename(columns={"trainer/global_step": "step"})
     numbers = metrics[[name for name in metrics if not name.startswith("_") and "." not in name]]  # not those of tables
-    return RunLog(record.name, record.config, _tidy(numbers.select_dtypes("number")))
+    return RunLog(record.name, _short_keys(record.config), _tidy(numbers.select_dtypes("number")))
+
+
+def _short_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Keys as one types them: without the level of `init_args`."""
+    return {key.replace(".init_args.", "."): value for key, value in config.items()}
 
 
 def _tidy(metrics: pd.DataFrame) -> pd.DataFrame:
