@@ -310,6 +310,18 @@ def test_the_report_is_one_page_that_asks_the_network_for_nothing(run, tmp_path,
     assert f"digits_swin_micro/{run.name}" in text and "top-1 of 100 test images" in text
 
 
+def test_the_report_of_a_model_without_mistakes(run, monkeypatch):
+    from swin_lightning.explore import report
+
+    def perfect(classifier, data, split, limit):
+        _, labels = samples(data, split, range(limit))
+        return Evaluation(torch.eye(10)[labels], labels, data.class_names, torch.arange(limit))
+
+    monkeypatch.setattr(report, "evaluate", perfect)
+    text = report.write_report(run, run / "perfect.html", images=40).read_text()
+    assert "<h2>Mistakes</h2>\n<p>None.</p>" in text and text.count("data:image/png;base64,") == 8
+
+
 def test_the_report_of_another_backbone_leaves_attention_out(run, monkeypatch):
     from swin_lightning.explore import report
 

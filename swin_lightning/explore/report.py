@@ -89,20 +89,17 @@ def _numbers(log: RunLog, result: Evaluation, split: str) -> list[str]:
 
 
 def _answers(result: Evaluation, data: ImageDataModule, split: str) -> list[str]:
-    confusion = []
-    if len(result.class_names) <= MAX_CLASSES:
-        confusion.append(picture(confusion_figure(result), "A row is a true class, a column what the model said."))
     confused = result.confused().head(10)
-    if not len(confused):
-        return [section("Mistakes", paragraph("None."), *confusion)]
-    mistakes = mistakes_figure(result, data, split)
-    return [
-        section("Confusion", *confusion, table(list(confused), confused.itertuples(index=False, name=None))),
-        section("Mistakes", picture(mistakes, "Wrong and sure of it: said with its probability, and what it is.")),
-        section(
-            "Calibration", picture(calibration_figure(result), "Above the line it is more often right than it says.")
-        ),
-    ]
+    confusion = [table(list(confused), confused.itertuples(index=False, name=None))]
+    if len(result.class_names) <= MAX_CLASSES:
+        matrix = confusion_figure(result)
+        confusion.insert(0, picture(matrix, "A row is a true class, a column what the model said."))
+    mistakes = paragraph("None.")
+    if len(confused):
+        worst = mistakes_figure(result, data, split)
+        mistakes = picture(worst, "Wrong and sure of it: said with its probability, and what it is.")
+    calibration = picture(calibration_figure(result), "Above the line it is more often right than it says.")
+    return [section("Confusion", *confusion), section("Mistakes", mistakes), section("Calibration", calibration)]
 
 
 def _sight(classifier: SwinClassifier, data: ImageDataModule, result: Evaluation, split: str) -> list[str]:
@@ -123,16 +120,13 @@ def _sight(classifier: SwinClassifier, data: ImageDataModule, result: Evaluation
     with torch.no_grad():
         features = [stage[0] for stage in backbone.feature_maps(images)]
     name, last = swin_blocks(classifier)[-1]
+    traced = "Attention followed back to the image, and what spoke for the answer."
+    looks = "Where the marked token looks, without and with the shift."
     return [
         section(
             "What it looks at",
-            picture(
-                overlay_figure(photos, maps, titles),
-                "Attention followed back to the image, and what spoke for the answer.",
-            ),
-            picture(
-                query_figure(photos[0], first, (0.5, 0.5)), "Where the marked token looks, without and with the shift."
-            ),
+            picture(overlay_figure(photos, maps, titles), traced),
+            picture(query_figure(photos[0], first, (0.5, 0.5)), looks),
             picture(distance_figure(record, backbone.patch_size), "How far the heads of each block look."),
         ),
         section(
