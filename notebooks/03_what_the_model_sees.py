@@ -114,7 +114,8 @@ bias_figure(blocks[name], name)
 # Two ways to ask for the whole network. **Rollout** follows attention backwards through all blocks, with half of every
 # output coming along the residual path, and ignores what the values and MLPs do with it. **Grad-CAM** weighs the
 # channels of a stage by how much they speak for the predicted class, and ignores how they came about. Where both agree,
-# one may begin to believe them.
+# one may begin to believe them. The second cell holds both against the ink of the digits: a model this small and this
+# briefly trained need not pass.
 
 # %%
 rows = {
