@@ -84,9 +84,10 @@ def in_one_process(options: argparse.Namespace, mode: str) -> list[report.Row]:
         contestants.append(setting.contestant(name, model, mode))
     peak = matrix_product(setting.images.device, options.precision)
     take_turns([*contestants, peak], options.rounds or 12, setting.images.device)
-    if setting.images.device.type == "cpu":  # of a process, so that each needs one of its own
+    if setting.images.device.type == "cpu":  # of a process each, which gives back what it frees
+        environment = {**plain_environment(), SWITCH: "off"}
         for contestant in contestants:
-            contestant.memory = run_worker(options, mode, contestant.name, os.environ, rounds=2)["memory"]
+            contestant.memory = run_worker(options, mode, contestant.name, environment, rounds=2)["memory"]
     return report.rows(contestants, peak, options.batch_size, OURS, differences)
 
 

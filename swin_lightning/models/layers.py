@@ -92,7 +92,8 @@ class DropPath(nn.Module):
         if number == len(x):
             return torch.add(x, branch(x), alpha=scale)
         kept = torch.randperm(len(x), device=x.device)[:number]
-        return x.index_add(0, kept, branch(x[kept]).to(x.dtype), alpha=scale)
+        samples = x[kept]  # index_add would be shorter, and keep the branch's output for the backward pass
+        return x.index_put((kept,), torch.add(samples, branch(samples), alpha=scale).to(x.dtype))
 
     def extra_repr(self) -> str:
         return f"p={self.p:.3f}"
