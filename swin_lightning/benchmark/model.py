@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import importlib
 import json
 import os
 import platform
@@ -45,6 +46,8 @@ def parser() -> CommandParser:
     add("--only", nargs="+", metavar="NAME", help=f"of {', '.join(peers.BUILDERS)}, vit")
     add("--processes", action="store_true", help="each in a process of its own, as its user starts it")
     add("--output", default="runs/benchmark", metavar="FOLDER", help="for the result as JSON and picture")
+    add("--trainer", action="store_true", help="only what the Trainer costs, against a bare loop")
+    add("--attention", action="store_true", help="only the ways to compute attention, for windows of 49 to 256 tokens")
     add("--worker", help=argparse.SUPPRESS)
     return own
 
@@ -61,6 +64,12 @@ def main(args: list[str]) -> None:
     if options.model not in builders():
         raise ValueError(f"--model {options.model}: unknown; `swin-lightning models` lists the names")
     torch.set_num_threads(options.threads)
+    if options.trainer:
+        importlib.import_module("swin_lightning.benchmark.trainer").compare(options)
+        return
+    if options.attention:
+        importlib.import_module("swin_lightning.benchmark.attention").compare(options)
+        return
     peers.find_peers(options.peers)
     if options.worker:
         print(json.dumps(work(options)))
