@@ -8,17 +8,37 @@ import signal
 import sys
 
 from swin_lightning import __version__
-from swin_lightning.commands import overview
-from swin_lightning.errors import UserError
+from swin_lightning.allocator import restart
+from swin_lightning.commands import COMMANDS, find, overview
+from swin_lightning.errors import UserError, is_ours, one_line
 
 
 def console() -> None:
-    """`cli.main` with the process's arguments, errors as one line on stderr, and exit code 2 for them."""
-    if not sys.argv[1:] or sys.argv[1] in ("-h", "--help"):
+    """The process's command; errors as one line on stderr, and exit code 2 for them."""
+    command = sys.argv[1] if sys.argv[1:] else "--help"
+    if command in ("-h", "--help"):
         print(overview())
-        return
-    if sys.argv[1] == "--version":
+    elif command == "--version":
         print(f"swin-lightning {__version__}")
+    else:
+        restart()
+        try:
+            _run(command)
+        except UserError as error:
+            if os.environ.get("SWIN_LIGHTNING_DEBUG"):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+
+def _run(command: str) -> None:
+    if command in COMMANDS:  # without Lightning
+        try:
+            find(command)(sys.argv[2:])
+        except ValueError as error:
+            if not is_ours(error):
+                raise
+            raise UserError(one_line(error)) from error
         return
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -26,11 +46,6 @@ def console() -> None:
 
     try:
         main()
-    except UserError as error:
-        if os.environ.get("SWIN_LIGHTNING_DEBUG"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)
 

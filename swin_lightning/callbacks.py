@@ -158,6 +158,23 @@ class ProgressBar(RichProgressBar):
         return metrics
 
 
+class FirstStep(Callback):
+    """Says how long the first training step took: a compiled model is compiled in it."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_global_zero and not self._said:
+            print(f"first step {time.perf_counter() - self._since:.1f} s, with compilation", flush=True)
+        self._said = True
+
+
 class EpochLine(Callback):
     """One line an epoch where the output is a file and a progress bar would be noise."""
 

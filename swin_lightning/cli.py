@@ -19,12 +19,14 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from swin_lightning import allocator
 from swin_lightning.callbacks import (
     EMA,
     BestMetric,
     Checkpoint,
     EarlyStopping,
     EpochLine,
+    FirstStep,
     PredictionReport,
     PredictionWriter,
     ProgressBar,
@@ -141,6 +143,8 @@ class CLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config["precision"] is None and config["accelerator"] != "cpu" and torch.cuda.is_available():
             config["precision"] = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+        if (line := allocator.note()) and not _get_rank():
+            logging.getLogger("swin_lightning").info(line)
         if dry := bool(config.get("fast_dev_run")):  # Lightning would still write a last checkpoint
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
             config["enable_checkpointing"] = False
@@ -151,6 +155,8 @@ class CLI(LightningCLI):
             PredictionReport(self.run_dir),
             PredictionWriter(self.run_dir),
         ]
+        if self.config[self.subcommand].model.compile:
+            config["callbacks"].append(FirstStep())
         if config.get("enable_progress_bar") is not False:
             config["callbacks"].append(ProgressBar(leave=True) if sys.stdout.isatty() else EpochLine())
             config["enable_progress_bar"] = sys.stdout.isatty()

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from swin_lightning.models import SwinTransformer, swin_tiny_patch4_window7_224
 from swin_lightning.models.swin import BasicLayer, DropPath, PatchMerging, SwinTransformerBlock, WindowAttention
+from swin_lightning.models.swin_v2 import WindowAttentionV2
 from swin_lightning.models.windows import fit_window, padded_size, region_mask, window_partition
 from tests.golden import formula_input, formula_parameters, load_golden
 
@@ -308,15 +309,73 @@ def test_drop_path_grows_linearly_from_zero_to_its_rate(depths, rate):
     assert found == pytest.approx([rate * i / (sum(depths) - 1) for i in range(sum(depths))])
 
 
+def dropped(p, x, branch=torch.ones_like, seed=0):
+    torch.manual_seed(seed)
+    return DropPath(p).train()(x, branch)
+
+
 def test_drop_path_drops_samples_and_keeps_the_expectation():
-    out = DropPath(0.25).train()(torch.ones(8000, 2, 3))
+    out = dropped(0.25, torch.zeros(8000, 2, 3))
     assert out.unique().tolist() == pytest.approx([0, 4 / 3])
     assert (out == out[:, :1, :1]).all()  # a sample is kept or dropped as a whole
     assert out.mean().item() == pytest.approx(1, abs=0.03)  # five standard deviations
     x = torch.randn(4, 2)
-    assert torch.equal(DropPath(0.25).eval()(x), x)
-    assert torch.equal(DropPath(0.0).train()(x), x)
-    assert (DropPath(1.0).train()(x) == 0).all()
+    assert torch.equal(DropPath(0.25).eval()(x, torch.ones_like), x + 1)
+    assert torch.equal(dropped(0.0, x), x + 1)
+    assert torch.equal(dropped(1.0, x), x)
+
+
+def test_drop_path_decides_for_every_sample_by_itself():
+    # the number of kept samples is binomial, and so are the kept of every place, and of every pair of places
+    p, n, draws = 0.3, 4, 4000
+    kept = torch.stack([dropped(p, torch.zeros(n, 1), seed=i).squeeze(1) > 0 for i in range(draws)]).double()
+    counts = kept.sum(1).long().bincount(minlength=n + 1) / draws
+    binomial = [math.comb(n, k) * (1 - p) ** k * p ** (n - k) for k in range(n + 1)]
+    assert counts.tolist() == pytest.approx(binomial, abs=0.035)  # four standard deviations and more
+    assert kept.mean(0).tolist() == pytest.approx([1 - p] * n, abs=0.03)
+    assert torch.corrcoef(kept.T).fill_diagonal_(0).abs().max() < 0.07
+
+
+@pytest.mark.parametrize("seed", [0, 3, 10])
+@pytest.mark.parametrize("shift", [0, 2])
+def test_what_drop_path_leaves_out_has_the_gradients_of_a_zero(seed, shift):
+    block = noisy(SwinTransformerBlock(8, 2, 4, shift, drop_path=0.5)).double().train()
+    mask = region_mask((8, 8), (4, 4), (shift, shift))
+    x = torch.randn(5, 8, 8, 8, dtype=torch.float64)
+    kept = []
+
+    def branch(draw, x, inner):  # as written in the paper: everything is computed, then multiplied by 0 or 2
+        return x + inner(x) * 2 * draw[:, None, None, None]
+
+    results = []
+    for masked in (False, True):
+        own, leaf = copy.deepcopy(block), x.clone().requires_grad_()
+        if masked:
+            draws = iter(kept)
+            own.drop_path.forward = lambda x, inner, draws=draws: branch(next(draws), x, inner)
+        else:  # note which samples the branch was computed for
+            inner = own.drop_path.forward
+
+            def noting(x, f, inner=inner):
+                y = inner(x, f)
+                kept.append((y != x).flatten(1).any(1).double())
+                return y
+
+            own.drop_path.forward = noting
+        torch.manual_seed(seed)
+        own(leaf, mask).square().sum().backward()
+        results.append([leaf.grad, *(p.grad for p in own.parameters())])
+    assert sum(len(k) - k.sum() for k in kept) > 0
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours, reference)
+
+
+def test_a_branch_without_samples_gives_every_parameter_a_gradient():
+    block = SwinTransformerBlock(8, 2, 4, 2, drop_path=1.0).train()
+    x = torch.randn(2, 8, 8, 8, requires_grad=True)
+    block(x, region_mask((8, 8), (4, 4), (2, 2))).sum().backward()
+    assert (x.grad == 1).all()
+    assert all(p.grad is not None and not p.grad.any() for p in block.parameters())  # or other ranks would wait
 
 
 def test_drop_path_holds_for_both_branches_of_a_block():
@@ -391,3 +450,15 @@ def test_export_with_any_batch():
     program = torch.export.export(model, (torch.randn(2, 3, 24, 24),), dynamic_shapes=({0: batch},))
     images = torch.randn(5, 3, 24, 24)
     torch.testing.assert_close(program.module()(images), model(images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("version", [WindowAttention, WindowAttentionV2])
+def test_attention_is_the_same_with_and_without_gradients(version):
+    # a term with a gradient is added by hand on a CPU, one without goes into the fused operation
+    module = noisy(version(8, 4, 2))
+    x, mask = torch.randn(8, 16, 8), region_mask((8, 8), (4, 4), (2, 2))
+    expected = module.forward_eager(x, (4, 4), mask)
+    assert expected.requires_grad
+    torch.testing.assert_close(module(x, (4, 4), mask), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x, (4, 4), mask), expected)

@@ -81,7 +81,8 @@ def test_attention_stays_in_float32_under_autocast():
         patch.setattr(nn.functional, "linear", lambda x, w, b=None: qkv if w is module.qkv.weight else linear(x, w, b))
         lowered = module.attention_weights(torch.zeros(8, 16, 24), (4, 4))
         bias = module.relative_position_bias((4, 4))
-        module(torch.zeros(8, 16, 24), (4, 4))
+        with torch.no_grad():
+            module(torch.zeros(8, 16, 24), (4, 4))
     q, k, _ = qkv.double().unflatten(-1, (3, 3, 8)).permute(2, 0, 3, 1, 4)
     cosine = nn.functional.normalize(q, dim=-1) @ nn.functional.normalize(k, dim=-1).transpose(-1, -2)
     exact = module.double().relative_position_bias((4, 4))

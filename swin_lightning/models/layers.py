@@ -3,9 +3,13 @@
 Shapes: B batch, H W height and width of the map, C channels.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from swin_lightning.models.linear import Linear
 
 
 class PatchEmbed(nn.Module):
@@ -37,7 +41,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:  # B, H, W, C -> B, H/2, W/2, 2*C
         return self.reduction(self.norm(self.join(x)))
@@ -56,8 +60,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,17 +69,31 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth by sample: a residual branch is dropped with probability `p`, the kept ones are scaled."""
+    """Stochastic depth by sample: a residual branch is dropped with probability `p`, and the kept ones are scaled.
+
+    Every sample is dropped or kept by itself, as in the official code; but what is dropped is not computed either.
+    """
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
         self.p = p
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """`x + branch(x)` for any branch that treats samples independently; x has them first."""
         if not self.training or self.p == 0.0:
-            return x
-        keep = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.p)
-        return x * (keep / (1 - self.p) if self.p < 1 else keep)
+            return x + branch(x)
+        scale = 1 / (1 - self.p) if self.p < 1 else 1.0
+        if torch.compiler.is_compiling():  # a graph has one size of batch
+            keep = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.p)
+            return x + branch(x) * (keep * scale)
+        # How many are kept is drawn on the CPU, so that no GPU is waited for, and which ones where they are: a binomial
+        # number and a random choice of as many make every sample's draw independent.
+        number = int((torch.rand(len(x), device="cpu") >= self.p).sum())
+        if number == len(x):
+            return torch.add(x, branch(x), alpha=scale)
+        kept = torch.randperm(len(x), device=x.device)[:number]
+        samples = x[kept]  # index_add would be shorter, and keep the branch's output for the backward pass
+        return x.index_put((kept,), torch.add(samples, branch(samples), alpha=scale).to(x.dtype))
 
     def extra_repr(self) -> str:
         return f"p={self.p:.3f}"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from swin_lightning.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, init_weights
+from swin_lightning.models.linear import Linear
 from swin_lightning.models.precision import full_precision, without_autocast
 from swin_lightning.models.windows import (
     fit_window,
@@ -61,8 +62,8 @@ class WindowAttention(nn.Module):
         self.attn_drop = attn_drop
         self.make_position_bias()
         self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
-        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, dim * 3, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def make_position_bias(self) -> None:
@@ -121,8 +122,11 @@ class WindowAttention(nn.Module):
         return q, k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, term: Tensor) -> Tensor:
-        """`softmax(q k^T * scale + term) v` in one fused operation, `B*nW, nH, N, D`."""
+        """`softmax(q k^T * scale + term) v`, `B*nW, nH, N, D`."""
         drop = self.attn_drop if self.training else 0.0
+        if term.requires_grad and q.device.type == "cpu":  # fused attention has no gradient for the term there
+            weights = torch.add(term.to(q.dtype), q @ k.transpose(-2, -1), alpha=self.scale).softmax(dim=-1)
+            return F.dropout(weights, drop) @ v
         return F.scaled_dot_product_attention(q, k, v, attn_mask=term.to(q.dtype), dropout_p=drop, scale=self.scale)
 
     def _merge(self, x: Tensor) -> Tensor:
@@ -170,8 +174,8 @@ class SwinTransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Args: x: map, `B, H, W, C`; mask: of `windows.region_mask` for this map and shift. Returns: `B, H, W, C`."""
-        x = x + self.drop_path(self.window_attention(self.norm1(x), mask))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self.drop_path(x, lambda x: self.window_attention(self.norm1(x), mask))
+        return self.drop_path(x, lambda x: self.mlp(self.norm2(x)))
 
     def window_attention(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Pad, roll, attend inside windows, and undo both."""

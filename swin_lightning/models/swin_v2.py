@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_lightning.models.layers import PatchMerging
+from swin_lightning.models.linear import linear
 from swin_lightning.models.precision import full_precision, without_autocast
 from swin_lightning.models.swin import BasicLayer, SwinTransformer, SwinTransformerBlock, WindowAttention
 
@@ -91,7 +92,7 @@ class WindowAttentionV2(WindowAttention):
         bias = None
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        qkv = full_precision(F.linear(x, self.qkv.weight, bias))
+        qkv = full_precision(linear(x, self.qkv.weight, bias))
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # 3, B*nW, nH, N, D
         scale = full_precision(self.logit_scale).clamp(max=math.log(MAX_SCALE)).exp()
         return F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1), v
@@ -111,8 +112,8 @@ class SwinTransformerBlockV2(SwinTransformerBlock):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Args: x: map, `B, H, W, C`; mask: of `windows.region_mask` for this map and shift. Returns: `B, H, W, C`."""
-        x = x + self.drop_path(self.norm1(self.window_attention(x, mask)))
-        return x + self.drop_path(self.norm2(self.mlp(x)))
+        x = self.drop_path(x, lambda x: self.norm1(self.window_attention(x, mask)))
+        return self.drop_path(x, lambda x: self.norm2(self.mlp(x)))
 
 
 class PatchMergingV2(PatchMerging):
