@@ -7,6 +7,7 @@ number of workers or ranks, nor on where a run was resumed.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset, DistributedSampler
@@ -35,7 +36,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         index = ~index if repeated else index
         image, target = self.source[index]
         image = self.transform(image, (self.seed, epoch, index))
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        pixels = torch.from_numpy(np.stack(cv2.split(image)))
         return {"image": pixels, "target": NO_LABEL if repeated else target, "index": index}
 
 
