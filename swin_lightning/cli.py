@@ -20,9 +20,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from swin_lightning.callbacks import (
-    EMA,
     BestMetric,
-    Checkpoint,
     EarlyStopping,
     EpochLine,
     PredictionReport,
@@ -30,6 +28,7 @@ from swin_lightning.callbacks import (
     ProgressBar,
     TrainingMonitor,
 )
+from swin_lightning.checkpointing import EMA, Checkpoint, StepSeed
 from swin_lightning.classifier import SwinClassifier
 from swin_lightning.commands import COMMANDS, RUNS, find
 from swin_lightning.data import ImageDataModule, ImageNet
@@ -138,6 +137,7 @@ class CLI(LightningCLI):
             config["enable_checkpointing"] = False
         config["callbacks"] = list(config["callbacks"] or []) + [c for c in callbacks if getattr(c, "enabled", True)]
         config["callbacks"] += [
+            StepSeed(),
             TrainingMonitor(),
             BestMetric(),
             PredictionReport(self.run_dir),
