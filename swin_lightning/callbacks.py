@@ -206,6 +206,7 @@ class PredictionWriter(Callback):
             writer = csv.writer(file)
             writer.writerow(["path", *(part for i in range(1, k + 1) for part in (f"class_{i}", f"probability_{i}"))])
             rows = dict(zip(index, zip(values, classes, strict=True), strict=True))  # repeated samples fall together
+            rows.pop(-1, None)  # unreadable images
             for i, (probabilities, places) in sorted(rows.items()):
                 pairs = zip(places, probabilities, strict=True)
                 writer.writerow([source.name(i), *(part for c, p in pairs for part in (names[c], f"{p:.6f}"))])

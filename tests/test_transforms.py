@@ -125,7 +125,7 @@ def test_training_resizes_as_pil_but_for_rounding(height, width):
     expected = np.asarray(Image.fromarray(image).resize((56, 56), Image.Resampling.BICUBIC)).astype(int)
     difference = np.abs(bicubic_by_torch(image, 56) - expected)
     assert difference.max() <= 1
-    assert difference.mean() < 0.1
+    assert difference.mean() < 0.3
 
 
 def test_the_random_crop_is_the_box_of_the_image_resized():

@@ -32,6 +32,10 @@ class Box(NamedTuple):
         return image[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
+class BadImage(ValueError):
+    """A file that cannot be decoded; the message names it."""
+
+
 class Encoded:
     """An image file that is decoded when it is known which part is needed; `np.asarray` decodes all of it.
 
@@ -52,7 +56,7 @@ class Encoded:
         """Height and width of the upright image in pixels.
 
         Raises:
-            ValueError: If the file is no image or is damaged; names it.
+            BadImage: If the file is no image or is damaged.
         """
         header = self._read()
         return (header.height, header.width) if header is not None else self.pixels().shape[:2]
@@ -61,7 +65,7 @@ class Encoded:
         """The whole image, `H, W, 3` uint8 RGB, turned upright as its EXIF says.
 
         Raises:
-            ValueError: If the file is no image or is damaged; names it.
+            BadImage: If the file is no image or is damaged.
         """
         if self._pixels is None:
             header = self._read()
@@ -79,7 +83,7 @@ class Encoded:
                 differ from the same box of the whole image by 0.9 grey levels in the mean.
 
         Raises:
-            ValueError: If the file is no image or is damaged; names it.
+            BadImage: If the file is no image or is damaged.
         """
         header = self._read()
         if header is not None and self._pixels is None:
@@ -95,12 +99,12 @@ class Encoded:
     def _read(self) -> "Header | None":
         """The header of a JPEG that OpenCV may decode; None for all that PIL has to see, and once it has."""
         if self._header is None and self._pixels is None:
-            if isinstance(self._data, Path):
-                try:
+            try:
+                if isinstance(self._data, Path):
                     self._data = self._data.read_bytes()
-                except OSError as error:
-                    raise ValueError(f"cannot read the image {self.name}: {error}; repair or remove it") from error
-            self._header = _jpeg_header(self._data)
+                self._header = _jpeg_header(self._data)
+            except (OSError, ValueError) as error:
+                raise BadImage(f"cannot read the image {self.name}: {error}; repair or remove it") from error
             if self._header is None:
                 self._pixels = _decode_by_pil(self._data, self.name)
         return self._header
@@ -110,7 +114,7 @@ def decode(data: bytes | Path, name: str) -> Array:
     """Decode an image file to `H, W, 3` uint8 RGB, turned upright as its EXIF says.
 
     Raises:
-        ValueError: If the file is no image or is damaged; names it.
+        BadImage: If the file is no image or is damaged.
     """
     return Encoded(data, name).pixels()
 
@@ -145,7 +149,11 @@ class Header:
 
 
 def _jpeg_header(data: bytes) -> Header | None:
-    """Read the markers of a JPEG; None if it is none, or one that needs PIL's care."""
+    """Read the markers of a JPEG; None if it is none, or one that needs PIL's care.
+
+    Raises:
+        ValueError: If the end is missing. PIL would take zeros in its place, which downloads leave, for pixels.
+    """
     if data[:2] != b"\xff\xd8":
         return None
     frame, at, restarts = b"", 2, False
@@ -160,8 +168,10 @@ def _jpeg_header(data: bytes) -> Header | None:
             return None
         elif marker == 0xDA:
             end = data.find(b"\xff\xd9", at)
-            if end < 0 or len(frame) < 6 or frame[0] != 8 or frame[5] not in (1, 3):
-                return None  # cut off, no image, 12 bits, CMYK
+            if end < 0:
+                raise ValueError("the file is cut off")
+            if len(frame) < 6 or frame[0] != 8 or frame[5] not in (1, 3):
+                return None  # no image, 12 bits, CMYK
             height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
             can_stop = kind != 0xC2 and body[:1] == frame[5:6] and not restarts
             return Header(data, height, width, height_at, end, can_stop) if height and width else None
@@ -183,7 +193,7 @@ def _decode_by_pil(data: bytes | Path, name: str) -> Array:
             image.load()
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except Exception as error:  # PIL raises nearly every kind for one or another broken file
-        raise ValueError(f"cannot read the image {name}: {error}; repair or remove it") from error
+        raise BadImage(f"cannot read the image {name}: {error}; repair or remove it") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,5 +1,6 @@
 """The base of all data sets: what a subclass needs to say is where its images are."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from swin_lightning.data.mixing import Mixing, random_erasing
-from swin_lightning.data.sampling import EpochSampler, ImageDataset
+from swin_lightning.data.sampling import EpochSampler, ImageDataset, OnBadImage
 from swin_lightning.data.sources import NO_LABEL, FileImages, Source, list_images
 from swin_lightning.data.transforms import Crop, EvalCrop, Transform, eval_transform, train_transform
 
+log = logging.getLogger(__name__)
+
+SPLITS = {"train": "train", "sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}  # of stages
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -47,6 +51,8 @@ class ImageDataModule(LightningDataModule):
         mean: Mean of the channels R, G, B in [0, 1].
         std: Standard deviation of the channels.
         predict_path: Image or folder of images for `predict`.
+        on_bad_image: What an unreadable image does: `raise` an error that names it, or `skip`: the next one stands in
+            for it in training, evaluation leaves it out, and the end of the run tells how many there were.
         seed: Seed of order, augmentation and mixing.
 
     Raises:
@@ -76,6 +82,7 @@ class ImageDataModule(LightningDataModule):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         predict_path: str | None = None,
+        on_bad_image: OnBadImage = "raise",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -93,7 +100,9 @@ class ImageDataModule(LightningDataModule):
         self.eval_crop, self.eval_crop_ratio = eval_crop, eval_crop_ratio
         self.mean, self.std = tuple(mean), tuple(std)
         self.predict_path = predict_path
+        self.on_bad_image = on_bad_image
         self.seed = seed
+        self._bad: set[str] = set()  # names of unreadable images
         self.sources: dict[str, Source] = {}
 
     # what a subclass says
@@ -138,6 +147,13 @@ class ImageDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader("predict", self._sampler("predict"))
 
+    def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        bad = batch.pop("bad", None)
+        if bad is not None and self.trainer is not None:
+            source = self.sources[SPLITS[self.trainer.state.stage or ""]]
+            self._bad |= {source.name(index) for index in bad.tolist() if index >= 0}
+        return batch
+
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         images, targets = self.normalize(batch["image"]), batch["target"]
         trainer = self.trainer
@@ -150,6 +166,14 @@ class ImageDataModule(LightningDataModule):
         if trainer is not None:
             images = trainer.precision_plugin.convert_input(images)
         return {"image": images, "target": targets, "index": batch["index"]}
+
+    def teardown(self, stage: str) -> None:
+        if self._bad:
+            names = sorted(self._bad)
+            more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+            rank = f"rank {self.trainer.global_rank}: " if self.trainer and self.trainer.world_size > 1 else ""
+            log.warning(f"{rank}{len(names)} unreadable images were skipped: {', '.join(names[:20])}{more}")
+            self._bad = set()
 
     # helpers
 
@@ -205,7 +229,7 @@ class ImageDataModule(LightningDataModule):
         transform = self.train_transform() if training else self.eval_transform()
         workers = _spare_cores() if self.num_workers is None else self.num_workers
         return DataLoader(
-            ImageDataset(self.sources[split], transform, self.seed),
+            ImageDataset(self.sources[split], transform, self.seed, self.on_bad_image, training),
             batch_size=sampler.batch_size,
             sampler=sampler,
             drop_last=training,
