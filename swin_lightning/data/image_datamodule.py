@@ -126,11 +126,9 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         sampler = self._sampler("train")
-        if self.trainer is not None:  # where a resumed run stands
-            loop = self.trainer.fit_loop
-            sampler.set_epoch(loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-            done = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-            sampler.skip = done if loop.restarting and done < len(sampler) // sampler.batch_size else 0
+        if self.trainer is not None:
+            sampler.set_epoch(self.trainer.current_epoch)
+            sampler.skip = self._batches_done(len(sampler) // sampler.batch_size)
         if not len(sampler):
             raise ValueError(
                 f"data.batch_size {self.batch_size} is larger than the training set of "
@@ -218,6 +216,17 @@ class ImageDataModule(LightningDataModule):
             )
         return self.batch_size // parts
 
+    def workers(self) -> int:
+        """Loader processes of this device."""
+        return _spare_cores() if self.num_workers is None else self.num_workers
+
+    def _batches_done(self, batches: int) -> int:
+        """Batches of the epoch that a resumed run has seen."""
+        if self.trainer is None or not self.trainer.fit_loop.restarting:
+            return 0
+        done: int = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        return done if done < batches else 0
+
     def _sampler(self, split: str) -> EpochSampler:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         training = split == "train"
@@ -227,7 +236,7 @@ class ImageDataModule(LightningDataModule):
     def _loader(self, split: str, sampler: EpochSampler) -> DataLoader[Any]:
         training = split == "train"
         transform = self.train_transform() if training else self.eval_transform()
-        workers = _spare_cores() if self.num_workers is None else self.num_workers
+        workers = self.workers()
         return DataLoader(
             ImageDataset(self.sources[split], transform, self.seed, self.on_bad_image, training),
             batch_size=sampler.batch_size,

@@ -87,11 +87,11 @@ class HubImages:
 
 
 def label_column(features: Any) -> str:
-    """The column of class labels: `label` (`fine_label` in CIFAR-100), else the only ClassLabel."""
+    """The column of class labels: `label` (`fine_label` in CIFAR-100, `cls` in tars), else the only ClassLabel."""
     from datasets import ClassLabel
 
     classes = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
-    for name in ("label", "fine_label"):
+    for name in ("label", "fine_label", "cls"):
         if name in features:
             return name
     if len(classes) != 1:
@@ -99,15 +99,22 @@ def label_column(features: Any) -> str:
     return classes[0]
 
 
-def load_hub(path: str) -> Any:
+def load_hub(path: str, progress: bool = False) -> Any:
     """Load a Hugging Face data set by hub name, or from a local folder of the same layout.
+
+    `datasets` locks its cache against other processes, goes on with a download that broke off, checks sizes and
+    checksums where the hub tells them, and writes under a temporary name.
+
+    Args:
+        path: Hub name or folder.
+        progress: Whether to show bars of what is downloaded and prepared.
 
     Raises:
         ValueError: If there is neither a folder nor a network; says what to do.
     """
     import datasets
 
-    datasets.disable_progress_bars()
+    (datasets.enable_progress_bars if progress else datasets.disable_progress_bars)()
     try:
         if Path(path).exists():
             return datasets.load_dataset(str(Path(path).resolve()))
