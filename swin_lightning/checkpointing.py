@@ -104,7 +104,7 @@ class Checkpoint(ModelCheckpoint):
             if value < 0:
                 raise ValueError(f"checkpoint.{name} {value} must be at least 0; 0 is off")
         self.last_every_n_steps, self.last_every_n_minutes = every_n_train_steps, every_n_minutes
-        self._written_at = 0.0
+        self._written_at, self._written_step = 0.0, -1  # last.ckpt
         self._whole = True  # weights, averages and counters tell of the same step, and no gradient is waiting
         self._interrupted = False
         self._handler: Any = None  # of SIGINT, before training
@@ -153,6 +153,27 @@ class Checkpoint(ModelCheckpoint):
         if self._interrupted:
             raise KeyboardInterrupt
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        self._end_epoch(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        self._end_epoch(trainer)  # if there was no validation
+
+    def _end_epoch(self, trainer: Trainer) -> None:
+        """Write `last.ckpt` whether or not the epoch was the best, which Lightning alone asks for."""
+        fits = trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if (
+            fits
+            and self._written_step != trainer.global_step
+            and (trainer.current_epoch + 1) % self._every_n_epochs == 0
+        ):
+            self._write_last(trainer)
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
+        self._write_last(trainer)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save where the run stands, so that `--ckpt_path last` continues after Ctrl-C, SIGTERM or an error."""
         self._restore_handler()
@@ -164,7 +185,7 @@ class Checkpoint(ModelCheckpoint):
         if self.dirpath:
             self.last_model_path = str(Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
             trainer.save_checkpoint(self.last_model_path)
-            self._written_at = time.monotonic()
+            self._written_at, self._written_step = time.monotonic(), trainer.global_step
 
 
 class EMA(EMAWeightAveraging):

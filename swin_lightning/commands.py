@@ -19,6 +19,7 @@ RUNS = {
 COMMANDS = {
     "models": ("swin_lightning.commands", "all named models with parameters, MACs and published accuracy"),
     "export": ("swin_lightning.commands", "write a run's weights for this or another project"),
+    "benchmark": ("swin_lightning.benchmark", "measure speed beside other projects"),
 }  # name -> module with a function of that name, and what it does
 
 

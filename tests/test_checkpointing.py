@@ -106,6 +106,26 @@ def test_from_every_tenth_step_of_an_epoch_the_same_batches_and_the_same_end(mak
         assert [d for key in STATES for d in differences(end[key], final[key], key)] == [], step
 
 
+@pytest.mark.parametrize("limit_val_batches", [0, 1])
+def test_an_epoch_that_is_not_the_best_is_still_the_last(make_trainer, tmp_path, limit_val_batches):
+    class Worse(checkpointing.Callback):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            pl_module.log("val/acc", float(-trainer.current_epoch))
+
+    options = {"limit_val_batches": limit_val_batches, "limit_train_batches": 3, "max_epochs": 3}
+    (tmp_path / "whole").mkdir()
+    whole = fit(make_trainer, tmp_path / "whole", callbacks=[Worse(), Keep(tmp_path / "whole" / "kept")], **options)
+    last = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == whole.global_step == 9
+    if limit_val_batches:
+        assert torch.load(tmp_path / "whole" / "best.ckpt", weights_only=True)["global_step"] == 3
+    # from the end of the second epoch
+    resumed = fit(make_trainer, tmp_path / "rest", str(tmp_path / "whole" / "kept" / "6.ckpt"), [Worse()], **options)
+    assert resumed.global_step == 9
+    final = torch.load(tmp_path / "rest" / "last.ckpt", weights_only=True)
+    assert [d for key in STATES[:4] for d in differences(last[key], final[key], key)] == []
+
+
 def test_minutes_write_the_last_checkpoint_within_an_epoch(make_trainer, tmp_path, monkeypatch):
     clock, written = iter(range(0, 100000, 25)), []  # every look at it is 25 s later
     monkeypatch.setattr(checkpointing.time, "monotonic", lambda: next(clock))

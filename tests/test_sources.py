@@ -29,6 +29,12 @@ def add(tar, name, content):
     tar.addfile(info, io.BytesIO(content))
 
 
+def write_tar(path, files):
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            add(tar, name, content)
+
+
 def write_shards(root, split="train", shards=2, each=5, labels="cls", start=0):
     """Image i is i everywhere and of class i % 2; two files an image, or one in the folder of its class."""
     root.mkdir(exist_ok=True)
@@ -72,8 +78,7 @@ def test_numbers_without_names_are_their_own_names(tmp_path):
 def test_imagenet_in_shards_takes_numbers_and_wnids(tmp_path):
     root = write_shards(tmp_path / "set", each=2, shards=1)
     assert ImageNet(str(root)).load("train").labels == [0, 1]
-    with tarfile.open(root / "train-000001.tar", "w") as tar:
-        add(tar, "n15075141/x.png", picture(3))
+    write_tar(root / "train-000001.tar", {"n15075141/x.png": picture(3)})
     assert ImageNet(str(root)).load("train").labels == [0, 1, 999]
 
 
@@ -82,9 +87,9 @@ def test_imagenet_in_shards_takes_numbers_and_wnids(tmp_path):
     [
         (lambda path: path.write_bytes(b"no tar at all" * 100), "cannot read the shard .*bad.tar: "),
         (lambda path: tarfile.open(path, "w:gz").close(), "must be an uncompressed tar"),
-        (lambda path: [add(t := tarfile.open(path, "w"), "0.png", picture(0)), t.close()], "0.png has neither a .*cls"),
+        (lambda path: write_tar(path, {"0.png": picture(0)}), "0.png has neither a .*cls"),
         (
-            lambda path: [add(t := tarfile.open(path, "w"), n, b"x" * 9) for n in ("0.png", "0.cls")] and t.close(),
+            lambda path: write_tar(path, {"0.png": picture(0), "0.cls": b"cat"}),
             "cannot read the shard .*invalid literal",
         ),
     ],
@@ -132,9 +137,8 @@ def values(batch):
     return batch["image"][:, 0, 4, 4].tolist()
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_stream_gives_every_image_once_in_an_order_of_its_epoch(parquet, num_workers):
-    data = stream(parquet, num_workers)
+def test_a_stream_gives_every_image_once_in_an_order_of_its_epoch(parquet):
+    data = stream(parquet)
     assert data.class_names == ["even", "odd"]
     loader = data.train_dataloader()
     assert len(loader) == 8
@@ -152,7 +156,8 @@ def test_a_stream_gives_every_image_once_in_an_order_of_its_epoch(parquet, num_w
 def test_a_resumed_stream_goes_on_where_it_stopped(parquet, num_workers):
     loader = stream(parquet, num_workers).train_dataloader()
     whole = [values(batch) for batch in loader]
-    for skip in (1, 2, 5, 7):
+    assert sorted(value for batch in whole for value in batch) == list(range(32))
+    for skip in (1, 2, 5, 7) if num_workers == 0 else (5,):
         loader.skip = skip
         assert [values(batch) for batch in loader] == whole[skip:], skip
 
@@ -161,13 +166,10 @@ def test_the_augmentation_of_a_streamed_image_depends_on_its_bytes_alone(parquet
     import zlib
 
     transform = train_transform(8, rand_augment="rand-m9-mstd0.5-inc1")
-    for workers in (0, 2):
-        loader = stream(parquet, workers, rand_augment="rand-m9-mstd0.5-inc1").train_dataloader()
-        for batch in loader:
-            for pixels, index in zip(batch["image"], batch["index"].tolist(), strict=True):
-                (i,) = [i for i in range(32) if zlib.crc32(picture(i)) == index]
-                plain = np.full((10, 12, 3), i, np.uint8)
-                assert np.array_equal(pixels.permute(1, 2, 0), transform(plain, (0, 0, index)))
+    for batch in stream(parquet, rand_augment="rand-m9-mstd0.5-inc1").train_dataloader():
+        for pixels, index in zip(batch["image"], batch["index"].tolist(), strict=True):
+            (i,) = [i for i in range(32) if zlib.crc32(picture(i)) == index]
+            assert np.array_equal(pixels.permute(1, 2, 0), transform(np.full((10, 12, 3), i, np.uint8), (0, 0, index)))
 
 
 def test_two_ranks_share_a_stream_and_validate_every_image_once(parquet):
@@ -194,8 +196,9 @@ def test_tar_shards_stream_as_well(tmp_path, monkeypatch):
 
     data = Two(f"file://{root}", streaming=True, stream_size=16, num_workers=0, **OPTIONS)
     data.sources["train"] = data.load("train")
-    seen = [(v, t) for batch in data.train_dataloader() for v, t in zip(values(batch), batch["target"].tolist())]
-    assert sorted(seen) == [(i, i % 2) for i in range(16)]
+    batches = list(data.train_dataloader())
+    assert sorted(value for batch in batches for value in values(batch)) == list(range(16))
+    assert all(batch["target"].tolist() == [value % 2 for value in values(batch)] for batch in batches)
 
 
 def test_training_from_a_stream(parquet, make_trainer):

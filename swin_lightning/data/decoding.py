@@ -48,7 +48,7 @@ class Encoded:
 
     def __init__(self, data: bytes | Path, name: str) -> None:
         self.name = name
-        self._data = data
+        self.data = data
         self._pixels: Array | None = None
         self._header: Header | None = None
 
@@ -70,7 +70,7 @@ class Encoded:
         if self._pixels is None:
             header = self._read()
             pixels = None if header is None else header.decode(header.height, scale=1)
-            self._pixels = _decode_by_pil(self._data, self.name) if pixels is None else pixels
+            self._pixels = _decode_by_pil(self.data, self.name) if pixels is None else pixels
         return self._pixels
 
     def crop(self, box: Box, target: int) -> Array:
@@ -100,13 +100,13 @@ class Encoded:
         """The header of a JPEG that OpenCV may decode; None for all that PIL has to see, and once it has."""
         if self._header is None and self._pixels is None:
             try:
-                if isinstance(self._data, Path):
-                    self._data = self._data.read_bytes()
-                self._header = _jpeg_header(self._data)
+                if isinstance(self.data, Path):
+                    self.data = self.data.read_bytes()
+                self._header = _jpeg_header(self.data)
             except (OSError, ValueError) as error:
                 raise BadImage(f"cannot read the image {self.name}: {error}; repair or remove it") from error
             if self._header is None:
-                self._pixels = _decode_by_pil(self._data, self.name)
+                self._pixels = _decode_by_pil(self.data, self.name)
         return self._header
 
 

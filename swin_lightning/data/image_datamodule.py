@@ -158,12 +158,16 @@ class ImageDataModule(LightningDataModule):
         if trainer is not None and trainer.training:
             step = trainer.fit_loop.epoch_loop.batch_progress.current.ready
             rng = np.random.default_rng((self.seed, trainer.current_epoch, step, trainer.global_rank))
-            if self.random_erasing:  # before the mixing: a mixed image has the boxes of both
-                images = random_erasing(images, self.random_erasing, rng)
-            images, targets = self.mixing(images, targets, self.num_classes, rng)
+            images, targets = self.augment_batch(images, targets, rng)
         if trainer is not None:
             images = trainer.precision_plugin.convert_input(images)
         return {"image": images, "target": targets, "index": batch["index"]}
+
+    def augment_batch(self, images: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Erase and mix normalised images `B, 3, S, S` and their targets, on their device."""
+        if self.random_erasing:  # before the mixing: a mixed image has the boxes of both
+            images = random_erasing(images, self.random_erasing, rng)
+        return self.mixing(images, targets, self.num_classes, rng)
 
     def teardown(self, stage: str) -> None:
         if self._bad:
