@@ -229,7 +229,9 @@ class ImageDataModule(LightningDataModule):
         if self.trainer is None or not self.trainer.fit_loop.restarting:
             return 0
         done: int = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-        return done if done < batches else 0
+        limit = self.trainer.limit_train_batches
+        end = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+        return done if done < end else 0  # at its end the next epoch begins
 
     def _sampler(self, split: str) -> EpochSampler:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
