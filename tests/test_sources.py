@@ -152,7 +152,8 @@ def test_a_stream_gives_every_image_once_in_an_order_of_its_epoch(parquet):
     assert orders[0] == orders[2] != orders[1]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+# a spawned process imports everything anew
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_stream_goes_on_where_it_stopped(parquet, num_workers):
     loader = stream(parquet, num_workers).train_dataloader()
     whole = [values(batch) for batch in loader]

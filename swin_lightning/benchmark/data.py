@@ -1,6 +1,7 @@
 """`swin-lightning benchmark data`: how many images an experiment's data gives, and how many its model takes."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -83,7 +84,9 @@ def build(files: list[str], overrides: list[str]) -> tuple[ImageDataModule, Swin
         content = yaml.safe_load(Path(file).read_text()) or {}
         part = {key: content[key] for key in ("model", "data") if key in content}
         config = parser.parse_object(part, config, defaults=config is None)
-    built = parser.instantiate_classes(parser.parse_args(overrides, namespace=config))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Attribute 'backbone' is an instance")  # how it is kept is intended
+        built = parser.instantiate_classes(parser.parse_args(overrides, namespace=config))
     return built.data, built.model
 
 
