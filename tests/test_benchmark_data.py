@@ -55,7 +55,7 @@ def test_the_sheet_shows_evaluation_epochs_and_mixing(tmp_path, photographs):  #
 
 def test_the_usual_pipeline_gives_comparable_images(photographs, capsys):  # noqa: F811
     data, _ = benchmark.build(
-        [DIGITS], ["--data=swin_lightning.data.ImageFolder", f"--data.path={photographs}", "--data.image_size=32"]
+        [DIGITS], ["--data=swin_lightning.data.ImageFolder", f"--data.path={photographs}", "--data.crop=random_resized"]
     )
     data.sources["train"] = data.load("train")
     ours, usual, ratios = benchmark.beside_the_usual(data, 25)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from swin_lightning.data.image_datamodule import ImageDataModule
 from swin_lightning.data.shards import TarImages, class_list, find_shards
 from swin_lightning.data.sources import HubImages, Source, class_folders, label_column, load_hub, read_class_folders
-from swin_lightning.data.streaming import Stream, StreamedImages, StreamLoader, context
+from swin_lightning.data.streaming import Stream, StreamedImages, StreamLoader
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 
@@ -110,9 +110,7 @@ class ImageFolder(ImageDataModule):
             *(stream, self.eval_transform(), self.seed, False, rank, world_size), on_bad_image=self.on_bad_image
         )
         size = self.eval_batch_size or self.micro_batch_size()
-        workers = min(self.workers(), 1)
-        pin = torch.cuda.is_available()
-        return DataLoader(data, size, num_workers=workers, pin_memory=pin, multiprocessing_context=context(workers))
+        return DataLoader(data, size, num_workers=min(self.workers(), 1), pin_memory=torch.cuda.is_available())
 
     def _sampler(self, split: str) -> Any:
         return None if isinstance(self.sources[split], Stream) else super()._sampler(split)

@@ -167,11 +167,6 @@ class StreamedImages(IterableDataset[dict[str, Any]]):
         return {"image": tensor, "target": target, "index": index, "bad": bad}
 
 
-def context(num_workers: int) -> str | None:
-    """How loader processes of a stream start: a forked one hangs where this process has read with Arrow's threads."""
-    return "spawn" if num_workers else None
-
-
 class StreamLoader(DataLoader[Any]):
     """A loader over `steps` batches of an endless stream, of which `skip` are left out the first time.
 
@@ -183,7 +178,7 @@ class StreamLoader(DataLoader[Any]):
     """
 
     def __init__(self, dataset: StreamedImages, steps: int, epoch: Callable[[], int], **options: Any) -> None:
-        super().__init__(dataset, drop_last=True, multiprocessing_context=context(options["num_workers"]), **options)
+        super().__init__(dataset, drop_last=True, **options)
         self.steps, self.epoch, self.skip = steps, epoch, 0
 
     def __len__(self) -> int:
