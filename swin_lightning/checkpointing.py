@@ -41,8 +41,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(part, target)
         except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError
             part.unlink(missing_ok=True)
+            reason: BaseException | None = error
+            while reason is not None and not isinstance(reason, OSError):
+                reason = reason.__context__
             kept = "the previous one is kept" if target.exists() else "there is no earlier one"
-            raise ValueError(f"checkpoint {target} cannot be written ({error}); {kept}") from error
+            raise ValueError(f"checkpoint {target} cannot be written ({reason or error}); {kept}") from error
         if hasattr(os, "O_DIRECTORY"):  # the new name, too, must survive a power cut
             folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -184,7 +187,7 @@ class Checkpoint(ModelCheckpoint):
     def _write_last(self, trainer: Trainer) -> None:
         if self.dirpath:
             self.last_model_path = str(Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
-            trainer.save_checkpoint(self.last_model_path)
+            trainer.save_checkpoint(self.last_model_path, weights_only=False)
             self._written_at, self._written_step = time.monotonic(), trainer.global_step
 
 

@@ -95,7 +95,7 @@ def test_only_the_rows_of_a_crop_are_decoded(monkeypatch):
     assert [r.shape[0] for r in rows] == [10 + 20 + 16]
 
 
-@pytest.mark.parametrize(("side", "scale"), [(511, 1), (512, 2), (1023, 2), (1024, 4), (2048, 8), (5000, 8)])
+@pytest.mark.parametrize(("side", "scale"), [(511, 1), (512, 2), (1023, 2), (1024, 4), (2048, 8)])
 def test_large_crops_are_decoded_at_the_scale_that_leaves_twice_the_target(side, scale):
     data = encoded(Image.fromarray(photograph(side, side)), "JPEG")
     pixels = Encoded(data, "x").crop(Box(0, 0, side, side), 128)

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 Array = np.ndarray
 
+END = b"\xff\xd9"  # of a JPEG
 ORIENTATION = 0x0112  # of EXIF
 MARGIN = 16  # rows decoded below a crop: colour may be stored at half the height, and is interpolated between rows
 
@@ -156,7 +157,7 @@ def _jpeg_header(data: bytes) -> Header | None:
     """
     if data[:2] != b"\xff\xd8":
         return None
-    frame, at, restarts = b"", 2, False
+    frame, at, restarts, more = b"", 2, False, False
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         body = data[at + 4 : at + 2 + length]
@@ -164,10 +165,12 @@ def _jpeg_header(data: bytes) -> Header | None:
             kind, height_at, frame = marker, at + 5, body
         elif marker == 0xDD:
             restarts = body != b"\0\0"
+        elif marker == 0xE2 and body[:4] == b"MPF\0":  # another image follows
+            more = True
         elif marker == 0xE1 and _is_turned(data):  # EXIF or XMP
             return None
         elif marker == 0xDA:
-            end = data.find(b"\xff\xd9", at)
+            end = len(data) - 2 if data.endswith(END) and not more else data.find(END, at)  # a search takes its time
             if end < 0:
                 raise ValueError("the file is cut off")
             if len(frame) < 6 or frame[0] != 8 or frame[5] not in (1, 3):
@@ -191,7 +194,7 @@ def _decode_by_pil(data: bytes | Path, name: str) -> Array:
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
             image.load()
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+            return np.array(_to_rgb(ImageOps.exif_transpose(image)))  # a copy that may be written to, as torch wants
     except Exception as error:  # PIL raises nearly every kind for one or another broken file
         raise BadImage(f"cannot read the image {name}: {error}; repair or remove it") from error
 

@@ -249,7 +249,7 @@ class ImageDataModule(LightningDataModule):
             sampler=sampler,
             drop_last=training,
             num_workers=workers,
-            persistent_workers=workers > 0 and training,
+            persistent_workers=workers > 0 and split in ("train", "val"),  # both come again every epoch
             pin_memory=torch.cuda.is_available(),
         )
 

@@ -65,8 +65,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 raise
             pixels, target, place = self._stand_in(index, seed)
             bad = index
-        tensor = torch.from_numpy(np.stack(cv2.split(pixels)))
-        return {"image": tensor, "target": NO_LABEL if repeated else target, "index": place, "bad": bad}
+        target = NO_LABEL if repeated else target
+        return {"image": channels_first(pixels), "target": target, "index": place, "bad": bad}
 
     def _stand_in(self, index: int, seed: tuple[int, int, int]) -> tuple[np.ndarray, int, int]:
         """Pixels, target and index of what takes the place of an unreadable image."""
@@ -82,6 +82,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
         raise ValueError(
             f"{self.source.name(index)} and all images after it cannot be read, as far as was tried; see data.path"
         )
+
+
+def channels_first(pixels: np.ndarray) -> torch.Tensor:
+    """`H, W, 3` -> `3, H, W`, contiguous."""
+    planes = pixels.transpose(2, 0, 1)
+    return torch.from_numpy(planes if planes.flags.c_contiguous else np.stack(cv2.split(pixels)))
 
 
 class EpochSampler(DistributedSampler[Any]):

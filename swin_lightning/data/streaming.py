@@ -20,11 +20,10 @@ from typing import Any
 
 import fsspec
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from swin_lightning.data.decoding import BadImage, Encoded
-from swin_lightning.data.sampling import OnBadImage
+from swin_lightning.data.sampling import OnBadImage, channels_first
 from swin_lightning.data.sources import NO_LABEL, label_column
 from swin_lightning.data.transforms import Transform
 
@@ -163,8 +162,7 @@ class StreamedImages(IterableDataset[dict[str, Any]]):
                 raise
             pixels = self.transform(np.zeros((32, 32, 3), np.uint8), (self.seed, self.epoch, index))
             target, bad = NO_LABEL, index
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        return {"image": tensor, "target": target, "index": index, "bad": bad}
+        return {"image": channels_first(pixels), "target": target, "index": index, "bad": bad}
 
 
 class StreamLoader(DataLoader[Any]):

@@ -31,26 +31,35 @@ Array = np.ndarray
 
 
 class Transform:
-    """A crop and an albumentations pipeline, whose randomness is a function of a seed given with each image.
+    """Crop, flip and an albumentations pipeline, whose randomness is a function of a seed given with each image.
 
     albumentations' own generators are copied into every DataLoader worker and restored every epoch, so that
     each worker and each epoch would draw the same augmentations.
 
     Args:
-        steps: What follows the crop.
+        steps: What follows crop and flip.
         crop: Comes first, since only what it keeps needs decoding; without one the whole image is decoded.
+        hflip: Probability of a horizontal flip.
     """
 
-    def __init__(self, steps: Sequence[A.BasicTransform], crop: "RandomResizedCrop | None" = None) -> None:
+    def __init__(
+        self, steps: Sequence[A.BasicTransform], crop: "RandomResizedCrop | None" = None, hflip: float = 0.0
+    ) -> None:
         self.compose = A.Compose(list(steps))
-        self.crop = crop
+        self.crop, self.hflip = crop, hflip
 
     def __call__(self, image: Array | Encoded, seed: Sequence[int]) -> Array:
         state = np.random.SeedSequence(seed).generate_state(2)
         rng = random.Random(int(state[1]))
-        pixels = np.asarray(image) if self.crop is None else self.crop(image, rng)
-        self.compose.set_random_state(np.random.default_rng(state[0]), rng)
-        return self.compose(image=pixels)["image"]
+        pixels: Array = np.asarray(image) if self.crop is None else self.crop(image, rng)
+        if self.hflip and rng.random() < self.hflip:
+            pixels = torch.from_numpy(pixels).flip(1).numpy()  # channels in planes stay so
+        if self.compose.transforms:
+            if not pixels.flags.c_contiguous:
+                pixels = cv2.merge(list(pixels.transpose(2, 0, 1)))  # OpenCV wants the channels of a pixel together
+            self.compose.set_random_state(np.random.default_rng(state[0]), rng)
+            pixels = self.compose(image=pixels)["image"]
+        return pixels
 
 
 def train_transform(
@@ -70,13 +79,11 @@ def train_transform(
         steps.append(Resize(image_size))
         if crop == "pad":
             steps += [A.Pad(image_size // 8, border_mode=cv2.BORDER_CONSTANT), A.RandomCrop(*size)]
-    if hflip:
-        steps.append(A.HorizontalFlip(p=hflip))
     if rotate:
         steps.append(A.Affine(rotate=(-rotate, rotate), border_mode=cv2.BORDER_REPLICATE, p=1.0))
     if rand_augment:
         steps.append(RandAugment.from_name(rand_augment, fill))
-    return Transform(steps, random_crop)
+    return Transform(steps, random_crop, hflip)
 
 
 def eval_transform(image_size: int, crop: EvalCrop = "center", crop_ratio: float = 224 / 256) -> Transform:
@@ -101,7 +108,7 @@ def bicubic(image: Array, height: int, width: int) -> Array:
 
 
 def bicubic_by_torch(image: Array, size: int) -> Array:
-    """The image as a square of this side: PIL's antialiased bicubic, but for rounding."""
+    """The image as a square of this side: PIL's antialiased bicubic, but for rounding. Its channels lie in planes."""
     if image.shape[:2] == (size, size):
         return np.ascontiguousarray(image)
     batch = torch.from_numpy(image).permute(2, 0, 1)[None]  # 1, 3, H, W, pixels stay together in memory
