@@ -8,74 +8,12 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from swin_lightning.classifier import NO_LABEL
 from swin_lightning.plots import Prediction, learning_curves, prediction_sheet
-
-
-class Checkpoint(ModelCheckpoint):
-    """`best.ckpt` by validation accuracy and `last.ckpt`, which an interruption writes as well.
-
-    Args:
-        monitor: Metric that decides which checkpoint is best.
-        mode: Whether a larger (`max`) or a smaller (`min`) value is better.
-        save_top_k: How many best checkpoints are kept.
-        every_n_epochs: Epochs between checkpoints.
-        dirpath: Folder; `checkpoints/` of the run by default.
-    """
-
-    def __init__(
-        self,
-        monitor: str = "val/acc",
-        mode: str = "max",
-        save_top_k: int = 1,
-        every_n_epochs: int = 1,
-        dirpath: str | None = None,
-    ) -> None:
-        super().__init__(
-            dirpath=dirpath,
-            filename="best",
-            monitor=monitor,
-            mode=mode,
-            save_top_k=save_top_k,
-            save_last=True,
-            every_n_epochs=every_n_epochs,
-            enable_version_counter=save_top_k != 1,
-        )
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save where the run stands, so that `--ckpt_path last` continues after Ctrl-C, SIGTERM or an error."""
-        if trainer.state.fn == "fit" and trainer.global_step > 0 and not trainer.sanity_checking and self.dirpath:
-            trainer.save_checkpoint(str(Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"))
-
-
-class EMA(EMAWeightAveraging):
-    """Exponential moving average of the weights: validated, tested and saved in place of the raw ones.
-
-    Args:
-        decay: Share that the average keeps at every optimizer step; 0 leaves the averaging out.
-    """
-
-    def __init__(self, decay: float = 0.0) -> None:
-        # averaging would round the integers of relative_position_index, and with them move every bias
-        super().__init__(decay=decay, use_buffers=False)
-        self.enabled = decay > 0
-        self._swapped = False
-
-    def _swap_models(self, pl_module: LightningModule) -> None:
-        super()._swap_models(pl_module)
-        self._swapped = not self._swapped
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.state.fn == "fit":  # a test after fit keeps the averaged weights that were loaded
-            super().on_load_checkpoint(trainer, pl_module, checkpoint)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._swapped:  # interrupted in validation: the checkpoint must find both sets in their places
-            self._swap_models(pl_module)
 
 
 class EarlyStopping(LightningEarlyStopping):
@@ -285,6 +223,7 @@ class PredictionWriter(Callback):
             writer = csv.writer(file)
             writer.writerow(["path", *(part for i in range(1, k + 1) for part in (f"class_{i}", f"probability_{i}"))])
             rows = dict(zip(index, zip(values, classes, strict=True), strict=True))  # repeated samples fall together
+            rows.pop(-1, None)  # unreadable images
             for i, (probabilities, places) in sorted(rows.items()):
                 pairs = zip(places, probabilities, strict=True)
                 writer.writerow([source.name(i), *(part for c, p in pairs for part in (names[c], f"{p:.6f}"))])

@@ -21,9 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from swin_lightning import allocator
 from swin_lightning.callbacks import (
-    EMA,
     BestMetric,
-    Checkpoint,
     EarlyStopping,
     EpochLine,
     FirstStep,
@@ -32,6 +30,7 @@ from swin_lightning.callbacks import (
     ProgressBar,
     TrainingMonitor,
 )
+from swin_lightning.checkpointing import EMA, Checkpoint, StepSeed
 from swin_lightning.classifier import SwinClassifier
 from swin_lightning.commands import COMMANDS, RUNS, find
 from swin_lightning.data import ImageDataModule, ImageNet
@@ -150,6 +149,7 @@ class CLI(LightningCLI):
             config["enable_checkpointing"] = False
         config["callbacks"] = list(config["callbacks"] or []) + [c for c in callbacks if getattr(c, "enabled", True)]
         config["callbacks"] += [
+            StepSeed(),
             TrainingMonitor(),
             BestMetric(),
             PredictionReport(self.run_dir),

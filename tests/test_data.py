@@ -11,7 +11,7 @@ from torch import nn
 from swin_lightning.classifier import SwinClassifier
 from swin_lightning.data import CIFAR10, CIFAR100, Digits, ImageDataModule, ImageFolder, ImageNet
 from swin_lightning.data.sampling import EpochSampler, ImageDataset
-from swin_lightning.data.sources import ArrayImages, decode
+from swin_lightning.data.sources import ArrayImages
 from swin_lightning.data.transforms import eval_transform
 
 # samplers
@@ -249,11 +249,11 @@ def test_image_folder_labels_and_names(folder):
     assert data.num_classes == 2
     data.setup("fit")
     source = data.sources["train"]
-    assert [(image[0, 0, 0], label) for image, label in (source[i] for i in range(6))] == [
+    assert [(np.asarray(image)[0, 0, 0], label) for image, label in (source[i] for i in range(6))] == [
         *[(0, 0), (1, 0), (2, 0)],
         *[(100, 1), (101, 1), (102, 1)],
     ]
-    assert source[0][0].shape == (6, 9, 3)
+    assert np.asarray(source[0][0]).shape == (6, 9, 3)
     assert source.name(5) == str(folder / "train" / "dog" / "2.png")
     assert len(data.sources["val"]) == 2
 
@@ -302,7 +302,7 @@ def test_an_unreadable_image_is_named(folder, damage):
     path.write_bytes(damage(path.read_bytes()))
     source = ImageFolder(str(folder)).load("train")
     with pytest.raises(ValueError, match=f"cannot read the image {path}"):
-        source[4]
+        np.asarray(source[4][0])
 
 
 def test_predict_takes_a_folder_or_an_image_and_has_no_labels(folder):
@@ -390,51 +390,7 @@ def test_image_folder_from_parquet_files(write_hub):
     data.prepare_data()
     assert data.class_names == ["cat", "dog"]
     train = data.load("train")
-    assert [(int(image[0, 0, 0]), label) for image, label in (train[i] for i in range(3))] == [(0, 1), (1, 0), (2, 1)]
+    reds = [(int(np.asarray(image)[0, 0, 0]), label) for image, label in (train[i] for i in range(3))]
+    assert reds == [(0, 1), (1, 0), (2, 1)]
     assert train.name(1) == f"{path}[1]"
     assert len(data.load("val")) == len(data.load("test")) == 1
-
-
-# decoding
-
-
-def encoded(image, kind, **kwargs):
-    file = io.BytesIO()
-    image.save(file, kind, **kwargs)
-    return file.getvalue()
-
-
-def test_grey_images_become_rgb():
-    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    assert np.array_equal(decode(encoded(Image.fromarray(grey), "PNG"), "grey"), np.stack([grey] * 3, -1))
-
-
-def test_palette_images_become_rgb():
-    image = Image.new("P", (2, 1))
-    image.putpalette([10, 20, 30, 200, 100, 0])
-    image.putpixel((1, 0), 1)
-    assert decode(encoded(image, "PNG"), "palette").tolist() == [[[10, 20, 30], [200, 100, 0]]]
-
-
-def test_transparency_is_dropped():
-    image = Image.new("RGBA", (1, 1), (10, 20, 30, 128))
-    assert decode(encoded(image, "PNG"), "transparent").tolist() == [[[10, 20, 30]]]
-
-
-def test_cmyk_images_become_rgb():
-    image = Image.new("CMYK", (8, 8), (255, 0, 0, 0))  # cyan
-    pixels = decode(encoded(image, "JPEG", quality=100), "cmyk")
-    assert pixels.shape == (8, 8, 3)
-    assert pixels[0, 0].tolist() == pytest.approx([0, 255, 255], abs=3)
-
-
-@pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (-1, -1)), (6, (0, -1)), (8, (-1, 0))])
-def test_images_are_turned_upright(orientation, corner):
-    stored = np.zeros((4, 6, 3), np.uint8)
-    stored[0, 0] = 255  # the corner that the camera wrote first
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    pixels = decode(encoded(Image.fromarray(stored), "PNG", exif=exif), "turned")
-    assert pixels.shape == ((4, 6, 3) if orientation in (1, 3) else (6, 4, 3))
-    assert pixels[corner].tolist() == [255, 255, 255]
-    assert pixels.sum() == 3 * 255

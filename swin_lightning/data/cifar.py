@@ -39,7 +39,7 @@ class CIFAR10(ImageDataModule):
         self.path, self.val_size = path, val_size
 
     def prepare_data(self) -> None:
-        load_hub(self.path)
+        load_hub(self.path, progress=True)
 
     def load(self, split: str) -> Source:
         dataset = load_hub(self.path)

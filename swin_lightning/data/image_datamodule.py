@@ -1,5 +1,6 @@
 """The base of all data sets: what a subclass needs to say is where its images are."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from swin_lightning.data.mixing import Mixing, random_erasing
-from swin_lightning.data.sampling import EpochSampler, ImageDataset
+from swin_lightning.data.sampling import EpochSampler, ImageDataset, OnBadImage
 from swin_lightning.data.sources import NO_LABEL, FileImages, Source, list_images
 from swin_lightning.data.transforms import Crop, EvalCrop, Transform, eval_transform, train_transform
 
+log = logging.getLogger(__name__)
+
+SPLITS = {"train": "train", "sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}  # of stages
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -47,6 +51,8 @@ class ImageDataModule(LightningDataModule):
         mean: Mean of the channels R, G, B in [0, 1].
         std: Standard deviation of the channels.
         predict_path: Image or folder of images for `predict`.
+        on_bad_image: What an unreadable image does: `raise` an error that names it, or `skip`: the next one stands in
+            for it in training, evaluation leaves it out, and the end of the run tells how many there were.
         seed: Seed of order, augmentation and mixing.
 
     Raises:
@@ -76,6 +82,7 @@ class ImageDataModule(LightningDataModule):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         predict_path: str | None = None,
+        on_bad_image: OnBadImage = "raise",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -93,7 +100,9 @@ class ImageDataModule(LightningDataModule):
         self.eval_crop, self.eval_crop_ratio = eval_crop, eval_crop_ratio
         self.mean, self.std = tuple(mean), tuple(std)
         self.predict_path = predict_path
+        self.on_bad_image = on_bad_image
         self.seed = seed
+        self._bad: set[str] = set()  # names of unreadable images
         self.sources: dict[str, Source] = {}
 
     # what a subclass says
@@ -117,11 +126,9 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         sampler = self._sampler("train")
-        if self.trainer is not None:  # where a resumed run stands
-            loop = self.trainer.fit_loop
-            sampler.set_epoch(loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-            done = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-            sampler.skip = done if loop.restarting and done < len(sampler) // sampler.batch_size else 0
+        if self.trainer is not None:
+            sampler.set_epoch(self.trainer.current_epoch)
+            sampler.skip = self._batches_done(len(sampler) // sampler.batch_size)
         if not len(sampler):
             raise ValueError(
                 f"data.batch_size {self.batch_size} is larger than the training set of "
@@ -138,18 +145,37 @@ class ImageDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader("predict", self._sampler("predict"))
 
+    def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        bad = batch.pop("bad", None)
+        if bad is not None and self.trainer is not None:
+            source = self.sources[SPLITS[self.trainer.state.stage or ""]]
+            self._bad |= {source.name(index) for index in bad.tolist() if index >= 0}
+        return batch
+
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         images, targets = self.normalize(batch["image"]), batch["target"]
         trainer = self.trainer
         if trainer is not None and trainer.training:
             step = trainer.fit_loop.epoch_loop.batch_progress.current.ready
             rng = np.random.default_rng((self.seed, trainer.current_epoch, step, trainer.global_rank))
-            if self.random_erasing:  # before the mixing: a mixed image has the boxes of both
-                images = random_erasing(images, self.random_erasing, rng)
-            images, targets = self.mixing(images, targets, self.num_classes, rng)
+            images, targets = self.augment_batch(images, targets, rng)
         if trainer is not None:
             images = trainer.precision_plugin.convert_input(images)
         return {"image": images, "target": targets, "index": batch["index"]}
+
+    def augment_batch(self, images: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Erase and mix normalised images `B, 3, S, S` and their targets, on their device."""
+        if self.random_erasing:  # before the mixing: a mixed image has the boxes of both
+            images = random_erasing(images, self.random_erasing, rng)
+        return self.mixing(images, targets, self.num_classes, rng)
+
+    def teardown(self, stage: str) -> None:
+        if self._bad:
+            names = sorted(self._bad)
+            more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+            rank = f"rank {self.trainer.global_rank}: " if self.trainer and self.trainer.world_size > 1 else ""
+            log.warning(f"{rank}{len(names)} unreadable images were skipped: {', '.join(names[:20])}{more}")
+            self._bad = set()
 
     # helpers
 
@@ -194,6 +220,19 @@ class ImageDataModule(LightningDataModule):
             )
         return self.batch_size // parts
 
+    def workers(self) -> int:
+        """Loader processes of this device."""
+        return _spare_cores() if self.num_workers is None else self.num_workers
+
+    def _batches_done(self, batches: int) -> int:
+        """Batches of the epoch that a resumed run has seen."""
+        if self.trainer is None or not self.trainer.fit_loop.restarting:
+            return 0
+        done: int = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        limit = self.trainer.limit_train_batches
+        end = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+        return done if done < end else 0  # at its end the next epoch begins
+
     def _sampler(self, split: str) -> EpochSampler:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         training = split == "train"
@@ -203,14 +242,14 @@ class ImageDataModule(LightningDataModule):
     def _loader(self, split: str, sampler: EpochSampler) -> DataLoader[Any]:
         training = split == "train"
         transform = self.train_transform() if training else self.eval_transform()
-        workers = _spare_cores() if self.num_workers is None else self.num_workers
+        workers = self.workers()
         return DataLoader(
-            ImageDataset(self.sources[split], transform, self.seed),
+            ImageDataset(self.sources[split], transform, self.seed, self.on_bad_image, training),
             batch_size=sampler.batch_size,
             sampler=sampler,
             drop_last=training,
             num_workers=workers,
-            persistent_workers=workers > 0 and training,
+            persistent_workers=workers > 0 and split in ("train", "val"),  # both come again every epoch
             pin_memory=torch.cuda.is_available(),
         )
 

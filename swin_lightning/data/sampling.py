@@ -5,26 +5,49 @@ number of workers or ranks, nor on where a run was resumed.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset, DistributedSampler
 
+from swin_lightning.data.decoding import BadImage
 from swin_lightning.data.sources import NO_LABEL, Source
 from swin_lightning.data.transforms import Transform
 
+OnBadImage = Literal["raise", "skip"]
 Key = tuple[int, int]  # epoch, index; ~index for a repeated sample that fills the last batch of a rank
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """A source seen through a transform. Items are `image` (`3, H, W` uint8), `target` and `index`.
+    """A source seen through a transform. Items are `image` (`3, H, W` uint8), `target`, `index` and `bad`.
 
     The key is an epoch and an index; an index alone means epoch 0.
+
+    Args:
+        source: Where images and labels come from.
+        transform: From an image to its pixels.
+        seed: Of the augmentation, together with epoch and index.
+        on_bad_image: Whether an unreadable image is an error (`raise`) or is left out (`skip`); then `bad` is its
+            index, and -1 for others. Batches keep their size and ranks their step: in training the next readable
+            image stands in, under its own label; in evaluation a black one that counts in no metric, of index -1.
+        training: Which of the two it is.
+
+    Raises:
+        ValueError: For an unreadable image, or 100 of them in a row where they are skipped.
     """
 
-    def __init__(self, source: Source, transform: Transform, seed: int = 0) -> None:
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        seed: int = 0,
+        on_bad_image: OnBadImage = "raise",
+        training: bool = False,
+    ) -> None:
         self.source, self.transform, self.seed = source, transform, seed
+        self.on_bad_image, self.training = on_bad_image, training
 
     def __len__(self) -> int:
         return len(self.source)
@@ -33,10 +56,38 @@ class ImageDataset(Dataset[dict[str, Any]]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         repeated = index < 0
         index = ~index if repeated else index
-        image, target = self.source[index]
-        image = self.transform(image, (self.seed, epoch, index))
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return {"image": pixels, "target": NO_LABEL if repeated else target, "index": index}
+        seed = (self.seed, epoch, index)
+        try:
+            image, target = self.source[index]
+            pixels, place, bad = self.transform(image, seed), index, -1
+        except BadImage:
+            if self.on_bad_image == "raise":
+                raise
+            pixels, target, place = self._stand_in(index, seed)
+            bad = index
+        target = NO_LABEL if repeated else target
+        return {"image": channels_first(pixels), "target": target, "index": place, "bad": bad}
+
+    def _stand_in(self, index: int, seed: tuple[int, int, int]) -> tuple[np.ndarray, int, int]:
+        """Pixels, target and index of what takes the place of an unreadable image."""
+        if not self.training:
+            return self.transform(np.zeros((32, 32, 3), np.uint8), seed), NO_LABEL, -1
+        for step in range(1, min(100, len(self.source))):
+            place = (index + step) % len(self.source)
+            try:
+                image, target = self.source[place]
+                return self.transform(image, seed), target, place
+            except BadImage:
+                pass
+        raise ValueError(
+            f"{self.source.name(index)} and all images after it cannot be read, as far as was tried; see data.path"
+        )
+
+
+def channels_first(pixels: np.ndarray) -> torch.Tensor:
+    """`H, W, 3` -> `3, H, W`, contiguous."""
+    planes = pixels.transpose(2, 0, 1)
+    return torch.from_numpy(planes if planes.flags.c_contiguous else np.stack(cv2.split(pixels)))
 
 
 class EpochSampler(DistributedSampler[Any]):

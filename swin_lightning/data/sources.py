@@ -1,15 +1,16 @@
 """Where images come from: arrays in memory, folders of class folders, Hugging Face data sets.
 
-A source has a length, gives `(image, label)` by index (`H, W, 3` uint8 RGB and an int), and names its images.
+A source has a length, gives `(image, label)` by index and names its images. An image is an array `H, W, 3` uint8 RGB,
+or an `Encoded` file of which a crop decodes what it needs; `np.asarray` turns either into the array.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+
+from swin_lightning.data.decoding import Encoded
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
 NO_LABEL = -1  # of images without a class and of repeated samples: ignored by loss and metrics
@@ -20,22 +21,9 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]: ...
+    def __getitem__(self, index: int) -> tuple[np.ndarray | Encoded, int]: ...
 
     def name(self, index: int) -> str: ...
-
-
-def decode(data: bytes | Path, name: str) -> np.ndarray:
-    """Decode an image file to `H, W, 3` uint8 RGB, turned upright as its EXIF says.
-
-    Raises:
-        ValueError: If the file is no image or is damaged; names it.
-    """
-    try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError on some broken PNGs
-        raise ValueError(f"cannot read the image {name}: {error}; repair or remove it") from error
 
 
 class ArrayImages:
@@ -66,9 +54,8 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        path = self.paths[index]
-        return decode(path, str(path)), self.labels[index]
+    def __getitem__(self, index: int) -> tuple[Encoded, int]:
+        return Encoded(self.paths[index], str(self.paths[index])), self.labels[index]
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
@@ -90,21 +77,21 @@ class HubImages:
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+    def __getitem__(self, index: int) -> tuple[Encoded, int]:
         row = self.split[index]
         image = row[self.image_column]
-        return decode(image["bytes"] or Path(image["path"]), self.name(index)), row[self.label_column]
+        return Encoded(image["bytes"] or Path(image["path"]), self.name(index)), row[self.label_column]
 
     def name(self, index: int) -> str:
         return f"{self.repository}[{index}]"
 
 
 def label_column(features: Any) -> str:
-    """The column of class labels: `label` (`fine_label` in CIFAR-100), else the only ClassLabel."""
+    """The column of class labels: `label` (`fine_label` in CIFAR-100, `cls` in tars), else the only ClassLabel."""
     from datasets import ClassLabel
 
     classes = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
-    for name in ("label", "fine_label"):
+    for name in ("label", "fine_label", "cls"):
         if name in features:
             return name
     if len(classes) != 1:
@@ -112,15 +99,22 @@ def label_column(features: Any) -> str:
     return classes[0]
 
 
-def load_hub(path: str) -> Any:
+def load_hub(path: str, progress: bool = False) -> Any:
     """Load a Hugging Face data set by hub name, or from a local folder of the same layout.
+
+    `datasets` locks its cache against other processes, goes on with a download that broke off, checks sizes and
+    checksums where the hub tells them, and writes under a temporary name.
+
+    Args:
+        path: Hub name or folder.
+        progress: Whether to show bars of what is downloaded and prepared.
 
     Raises:
         ValueError: If there is neither a folder nor a network; says what to do.
     """
     import datasets
 
-    datasets.disable_progress_bars()
+    (datasets.enable_progress_bars if progress else datasets.disable_progress_bars)()
     try:
         if Path(path).exists():
             return datasets.load_dataset(str(Path(path).resolve()))
