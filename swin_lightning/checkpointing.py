@@ -109,6 +109,7 @@ class Checkpoint(ModelCheckpoint):
         self.last_every_n_steps, self.last_every_n_minutes = every_n_train_steps, every_n_minutes
         self._written_at, self._written_step = 0.0, -1  # last.ckpt
         self._whole = True  # weights, averages and counters tell of the same step, and no gradient is waiting
+        self._between_epochs = False
         self._interrupted = False
         self._handler: Any = None  # of SIGINT, before training
 
@@ -120,6 +121,7 @@ class Checkpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._written_at, self._whole, self._interrupted = time.monotonic(), True, False
+        self._written_step = trainer.global_step  # of a resumed run: nothing is new before the first step
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGINT, self._interrupt)
 
@@ -163,6 +165,10 @@ class Checkpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         self._end_epoch(trainer)  # if there was no validation
+        self._between_epochs = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._between_epochs = False
 
     def _end_epoch(self, trainer: Trainer) -> None:
         """Write `last.ckpt` whether or not the epoch was the best, which Lightning alone asks for."""
@@ -181,7 +187,11 @@ class Checkpoint(ModelCheckpoint):
         """Save where the run stands, so that `--ckpt_path last` continues after Ctrl-C, SIGTERM or an error."""
         self._restore_handler()
         ready = trainer.state.fn == "fit" and trainer.global_step > 0 and not trainer.sanity_checking
-        if ready and self._whole and self.dirpath:
+        if ready and self._whole and self._written_step != trainer.global_step:
+            loop = trainer.fit_loop
+            epochs: Any = loop.epoch_progress.current
+            if self._between_epochs and epochs.ready > epochs.processed:
+                loop.epoch_loop.batch_progress.reset_on_run()  # or the epoch that has begun would count as trained
             self._write_last(trainer)
 
     def _write_last(self, trainer: Trainer) -> None:

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Callback
 
 from swin_lightning import checkpointing
 from swin_lightning.checkpointing import EMA, AtomicCheckpointIO, Checkpoint, StepSeed
 from swin_lightning.classifier import SwinClassifier
+from swin_lightning.cli import main
 from swin_lightning.data import Digits
 from swin_lightning.models import SwinTransformer
 from tests.kills import compare, differences, write_parquet
+from tests.test_cli import DIGITS
 
 # writing
 
@@ -178,3 +181,40 @@ def test_a_run_that_is_killed_30_times_ends_with_the_same_weights(tmp_path):
     assert different == []
     assert steps == 64 * 6
     assert sum(counts.values()) == 30 and min(counts.values()) >= 5
+
+
+class InterruptAt(Callback):
+    """Ctrl-C when a hook is called the second time."""
+
+    def __init__(self, hook="on_train_epoch_start"):
+        self.calls = 0
+        setattr(self, hook, self.count)
+
+    def count(self, trainer, *_, **__):
+        self.calls += trainer.state.fn == "fit"
+        if self.calls == 2 and trainer.state.fn == "fit":
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("every_n_epochs", [1, 3])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "on_train_epoch_start",
+        "on_train_batch_start",
+        "on_validation_batch_end",
+        "on_validation_end",
+        "on_train_epoch_end",
+    ],
+)
+def test_an_interruption_at_any_place_between_steps_loses_and_repeats_none(hook, every_n_epochs):
+    args = ["fit", "-c", DIGITS, "--trainer.max_epochs=4", "--data.batch_size=320", "--test_after_fit=false",
+            f"--checkpoint.every_n_epochs={every_n_epochs}"]  # fmt: skip
+    whole = main([*args, "--experiment=whole"])
+    callback = ["--trainer.callbacks+=tests.test_checkpointing.InterruptAt", f"--trainer.callbacks.hook={hook}"]
+    with pytest.raises(SystemExit):
+        main([*args, *callback])
+    resumed = main([*args, "--ckpt_path=last"])
+    assert resumed.trainer.global_step == whole.trainer.global_step == 4 * 3
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name

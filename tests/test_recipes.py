@@ -119,10 +119,11 @@ def test_batch_clipping_and_augmentation(name):
     assert cli.model.label_smoothing == 0.1
     assert (mixing.mixup, mixing.cutmix, mixing.probability, mixing.switch) == (0.8, 1.0, 1.0, 0.5)
     assert data.random_erasing == 0.25
-    crop, flip, augment = data.train_transform().compose.transforms
+    transform = data.train_transform()
+    crop, (augment,) = transform.crop, transform.compose.transforms
     assert isinstance(crop, RandomResizedCrop) and isinstance(augment, RandAugment)
-    assert (crop.size, crop.scale, crop.ratio) == ((size, size), (0.08, 1.0), (3 / 4, 4 / 3))
-    assert (type(flip).__name__, flip.p) == ("HorizontalFlip", 0.5)
+    assert (crop.image_size, crop.scale, crop.ratio) == (size, (0.08, 1.0), (3 / 4, 4 / 3))
+    assert transform.hflip == 0.5
     assert (augment.magnitude, augment.magnitude_std, augment.num_layers, augment.op_probability) == (9, 0.5, 2, 0.5)
     assert augment.fill == (124, 116, 104)
     assert data.mean == (0.485, 0.456, 0.406) and data.std == (0.229, 0.224, 0.225)

@@ -15,7 +15,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from swin_lightning.benchmark.measure import autocast, paired_ratio
-from swin_lightning.callbacks import EMA, BestMetric, TrainingMonitor
+from swin_lightning.callbacks import BestMetric, TrainingMonitor
+from swin_lightning.checkpointing import EMA
 from swin_lightning.classifier import SwinClassifier
 from swin_lightning.models.summary import builders, image_size, num_classes
 from swin_lightning.tracking import CSVLogger

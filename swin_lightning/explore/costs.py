@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,19 +43,23 @@ def attention_costs(
                 continue
             attention = WindowAttention(dim, size, num_heads)
             windows = window_partition(x, (size, size))
-            megabytes = kept_bytes(partial(attention.forward_eager, windows, (size, size))) / 1e6
+            megabytes = (
+                kept_bytes(partial(attention.forward_eager, windows, (size, size)), attention.parameters()) / 1e6
+            )
             seconds = median_seconds(partial(attention, windows, (size, size)), repeats)
             rows.append((side, tokens**2, kind, megabytes, 1e3 * seconds))
     return pd.DataFrame(rows, columns=["side", "tokens", "kind", "megabytes", "milliseconds"])
 
 
-def kept_bytes(function: Callable[[], Any]) -> int:
-    """Bytes of the tensors that a call keeps for its backward pass, each memory counted once."""
+def kept_bytes(function: Callable[[], Any], beside: Iterable[Tensor] = ()) -> int:
+    """Bytes of the tensors that a call keeps for its backward pass beside those there are, each memory counted once."""
+    there = {tensor.untyped_storage().data_ptr() for tensor in beside}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in there:
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
