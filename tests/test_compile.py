@@ -61,6 +61,7 @@ def test_an_exported_model_answers_for_any_number_of_images(model):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # compiles twice, minutes on a CPU
 def test_a_compiled_run_averages_recomputes_and_goes_on(capsys):
     args = [
         "fit",
