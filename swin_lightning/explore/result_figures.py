@@ -83,7 +83,7 @@ def calibration_figure(evaluation: Evaluation) -> Figure:
     above.plot(confidence, accuracy, marker="o", color=COLOURS[0], label="this model")
     above.set(ylabel="right predictions in %", xlim=(0, 100), ylim=(0, 102))
     above.set_title(f"expected calibration error {100 * evaluation.calibration_error():.1f} %", fontsize=10)
-    above.legend(loc="upper left")
+    above.legend(loc="lower right")
     below.bar(confidence, table["images"], width=6, color=COLOURS[0])
     below.set(xlabel="probability of the predicted class in %", ylabel="images")
     for axes in (above, below):
