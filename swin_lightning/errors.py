@@ -18,6 +18,7 @@ def is_ours(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
+    """An error's message in one line; of an error in a loader's process, what it was there."""
     text = str(error)
     if "in DataLoader worker process" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2]
@@ -25,4 +26,5 @@ def one_line(error: BaseException) -> str:
 
 
 def squeeze(message: str) -> str:
+    """Every run of white space as one space."""
     return re.sub(r"\s+", " ", message).strip()

@@ -1,7 +1,6 @@
 """Sweeps without a server: files are checked, trials run in parallel, survive kills, and end in a summary."""
 
 import csv
-import json
 import os
 import re
 import signal
@@ -21,7 +20,7 @@ from swin_lightning.sweep.config import Sweep, read_sweep
 from swin_lightning.sweep.driver import Driver, Slot, slots
 from swin_lightning.sweep.engine import next_parameters, to_stop
 from swin_lightning.sweep.results import load_sweep, trials_frame, write_summary
-from swin_lightning.sweep.trials import Journal, Trial, read_metrics
+from swin_lightning.sweep.trials import Journal, Trial
 from tests.test_cli import DIGITS, EXPERIMENTS, ROOT, SHORT, environment, metrics
 
 FILES = sorted((EXPERIMENTS / "sweeps").glob("*.yaml"))
@@ -360,7 +359,6 @@ def test_a_trial_that_was_killed_goes_on_from_its_checkpoint(monkeypatch):
     assert fresh.run_dir.parts[0] == "elsewhere" and fresh.run_dir.name.endswith("-0a1b2c3d")
     again = main(["fit", "-c", DIGITS, *SHORT, "--trainer.max_epochs=2"])
     assert again.run_dir == fresh.run_dir and again.trainer.global_step == 6
-    assert len(read_metrics(Path("nowhere"), Trial(1, "x", {}))) == 0
 
 
 # what is seen
@@ -405,7 +403,6 @@ def test_the_live_table_shows_state_and_progress():
     assert cells[0] == ("1", "finished", "4", "0.5", "12 s", "0.1", "16")
     assert cells[1] == ("2", "running", "1", "0.25", "0 s", "0.2", "32")
     assert "1 of 3 trials" in str(table.title)
-    assert json.loads(json.dumps(trials[1].parameters)) == trials[1].parameters
 
 
 # clusters

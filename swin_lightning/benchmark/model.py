@@ -29,6 +29,7 @@ MODES = ("eval", "train")
 
 
 def parser() -> CommandParser:
+    """The options of `benchmark model`."""
     own = CommandParser("swin-lightning benchmark model", description=__doc__)
     add = own.add_argument
     add("--model", default="swin_tiny_patch4_window7_224", help="a name of `swin-lightning models`")

@@ -84,6 +84,7 @@ class Driver:
         self.sweep, self.folder, self.slots, self.count = sweep, folder, room, count
         self.journal = Journal(folder)
         self.board = Board(sweep, count)
+        self.logged: dict[str, dict[str, list[float]]] = {}  # id of a trial -> its metrics; of ended ones read once
 
     def __enter__(self) -> "Driver":
         self.lock = (self.folder / "driver.lock").open("w")
@@ -95,6 +96,8 @@ class Driver:
         self.interrupted = [trial for trial in self.trials if trial.state == "running"]
         for trial in self.interrupted:
             self._end_orphan(trial)
+        if "early_terminate" in self.sweep.config:
+            self.logged = {t.id: read_metrics(self.folder, t) for t in self.trials if t.state != "running"}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -122,8 +125,10 @@ class Driver:
                         exhausted = trial is None
                         if trial is not None:
                             self._start(trial, slot)
+                running = [slot.trial.trial for slot in self.slots if slot.trial]
+                self.logged.update({trial.id: read_metrics(self.folder, trial) for trial in running})
                 self._stop_early()
-                self.board.show(self.trials, self._progress())
+                self.board.show(self.trials, {t.id: _last(self.logged[t.id]) for t in running})
                 if exhausted and not any(slot.trial for slot in self.slots):
                     return self.trials
                 time.sleep(POLL)
@@ -184,7 +189,8 @@ class Driver:
         code = run.process.poll()
         if code is None:
             return
-        trial.metrics = {name: values[-1] for name, values in read_metrics(self.folder, trial).items()}
+        self.logged[trial.id] = read_metrics(self.folder, trial)
+        trial.metrics = _last(self.logged[trial.id])
         if run.stopping:
             trial.state = "stopped"
         elif code == 0 and self.sweep.metric in trial.metrics:
@@ -209,20 +215,12 @@ class Driver:
     def _stop_early(self) -> None:
         if "early_terminate" not in self.sweep.config:
             return
-        histories = {trial.id: read_metrics(self.folder, trial).get(self.sweep.metric, []) for trial in self.trials}
+        histories = {id: metrics.get(self.sweep.metric, []) for id, metrics in self.logged.items()}
         chosen = {trial.id for trial in to_stop(self.sweep, self.trials, histories)}
         for slot in self.slots:
             if slot.trial and slot.trial.trial.id in chosen and not slot.trial.stopping:
                 slot.trial.stopping = True
                 slot.trial.process.send_signal(signal.SIGTERM)
-
-    def _progress(self) -> dict[str, dict[str, float]]:
-        """Last metrics of the running trials."""
-        return {
-            slot.trial.trial.id: {k: v[-1] for k, v in read_metrics(self.folder, slot.trial.trial).items()}
-            for slot in self.slots
-            if slot.trial
-        }
 
     def _end_orphan(self, trial: Trial) -> None:
         """End the process that a killed driver has left behind; it saves its checkpoint on SIGTERM."""
@@ -245,6 +243,10 @@ class Driver:
 
     def _process_file(self, trial: Trial) -> Path:
         return self.folder / f"{trial.id}.pid"
+
+
+def _last(metrics: dict[str, list[float]]) -> dict[str, float]:
+    return {name: values[-1] for name, values in metrics.items()}
 
 
 def _signal(file: IO[Any], number: signal.Signals) -> None:

@@ -1,6 +1,7 @@
 """A sweep on W&B's server. Here and in `tracking.py` stands all that knows W&B; it is imported inside functions."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,10 +29,10 @@ def run_sweep(config: dict[str, Any], environments: Sequence[dict[str, str]], co
     import wandb
 
     try:
-        project = os.environ.get("WANDB_PROJECT") or config.get("project")
-        sweep_id = wandb.sweep(config, entity=os.environ.get("WANDB_ENTITY") or config.get("entity"), project=project)
         api = wandb.Api()
-        path = f"{config.get('entity') or api.default_entity}/{project or api.settings['project']}/{sweep_id}"
+        entity = os.environ.get("WANDB_ENTITY") or config.get("entity") or api.default_entity
+        project = os.environ.get("WANDB_PROJECT") or config.get("project") or api.settings["project"]
+        path = f"{entity}/{project}/{wandb.sweep(config, entity=entity, project=project)}"
     except (wandb.errors.CommError, wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
         print(f"W&B: the server does not answer ({str(error).splitlines()[0]}); the sweep runs here", file=sys.stderr)
         return False
@@ -46,7 +47,12 @@ def run_sweep(config: dict[str, Any], environments: Sequence[dict[str, str]], co
         for environment, share in zip(environments, shares, strict=True)
         if share != 0
     ]
-    codes = [agent.wait() for agent in agents]
+    try:
+        codes = [agent.wait() for agent in agents]
+    except KeyboardInterrupt:  # the agents have it too, and end their runs
+        for agent in agents:
+            agent.wait()
+        sys.exit(128 + signal.SIGINT)
     if any(codes):
         raise ValueError(f"W&B's agent ended with exit code {max(codes)}; its output above says why")
     return True
