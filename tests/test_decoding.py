@@ -95,6 +95,17 @@ def test_only_the_rows_of_a_crop_are_decoded(monkeypatch):
     assert [r.shape[0] for r in rows] == [10 + 20 + 16]
 
 
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("height", [151, 160, 161])
+def test_no_image_is_decoded_twice(subsampling, height, monkeypatch):
+    data = encoded(Image.fromarray(photograph(height)), "JPEG", subsampling=subsampling)
+    expected, tries, imdecode = decode(data, "x"), [], cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda *a: tries.append(a) or imdecode(*a))
+    for bottom in range(1, height + 1):
+        assert np.array_equal(Encoded(data, "x").crop(Box(0, 0, bottom, 50), 224), expected[:bottom, :50])
+    assert len(tries) == height
+
+
 @pytest.mark.parametrize(("side", "scale"), [(511, 1), (512, 2), (1023, 2), (1024, 4), (2048, 8)])
 def test_large_crops_are_decoded_at_the_scale_that_leaves_twice_the_target(side, scale):
     data = encoded(Image.fromarray(photograph(side, side)), "JPEG")

@@ -18,6 +18,7 @@ Array = np.ndarray
 
 END = b"\xff\xd9"  # of a JPEG
 ORIENTATION = 0x0112  # of EXIF
+BLOCK = 16  # rows that are stored together, at most in practice: data must go on after the last one that is decoded
 MARGIN = 16  # rows decoded below a crop: colour may be stored at half the height, and is interpolated between rows
 
 
@@ -137,9 +138,9 @@ class Header:
     def decode(self, rows: int, scale: int) -> Array | None:
         """The first rows at 1/scale of the size, `ceil(rows / scale), W, 3` or more; None where OpenCV cannot."""
         data: bytes | bytearray = self.data
-        if self.can_stop and rows + MARGIN < self.height:
+        if self.can_stop and -(-(rows + MARGIN) // BLOCK) * BLOCK < self.height:
             # Without the end marker OpenCV sees compressed data that goes on, not some that it would warn of.
-            data = bytearray(self.data[: self.end])
+            data = bytearray(memoryview(self.data)[: self.end])
             data[self.height_at : self.height_at + 2] = (rows + MARGIN).to_bytes(2, "big")
         flags = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}  # grey means no BGR
         flag = flags.get(scale, cv2.IMREAD_REDUCED_GRAYSCALE_8) | cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION

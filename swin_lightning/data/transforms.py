@@ -53,10 +53,8 @@ class Transform:
         rng = random.Random(int(state[1]))
         pixels: Array = np.asarray(image) if self.crop is None else self.crop(image, rng)
         if self.hflip and rng.random() < self.hflip:
-            pixels = torch.from_numpy(pixels).flip(1).numpy()  # channels in planes stay so
+            pixels = cv2.flip(pixels, 1)
         if self.compose.transforms:
-            if not pixels.flags.c_contiguous:
-                pixels = cv2.merge(list(pixels.transpose(2, 0, 1)))  # OpenCV wants the channels of a pixel together
             self.compose.set_random_state(np.random.default_rng(state[0]), rng)
             pixels = self.compose(image=pixels)["image"]
         return pixels
@@ -108,10 +106,10 @@ def bicubic(image: Array, height: int, width: int) -> Array:
 
 
 def bicubic_by_torch(image: Array, size: int) -> Array:
-    """The image as a square of this side: PIL's antialiased bicubic, but for rounding. Its channels lie in planes."""
+    """The image as a square of this side: PIL's antialiased bicubic, but for rounding."""
     if image.shape[:2] == (size, size):
         return np.ascontiguousarray(image)
-    batch = torch.from_numpy(image).permute(2, 0, 1)[None]  # 1, 3, H, W, pixels stay together in memory
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
     out: Array = F.interpolate(batch, (size, size), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
     return out
 
