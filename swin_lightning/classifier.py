@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from swin_lightning.optim import parameter_groups, warmup_cosine
 
 NO_LABEL = -1  # target of a sample that counts in no loss and no metric
 Batch = dict[str, Tensor]
+CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
 class SwinClassifier(LightningModule):
@@ -39,7 +40,9 @@ class SwinClassifier(LightningModule):
         bias_resize: How bias tables from `weights` of another window are resized: `bicubic` as the official code, or
             `geometric` as SimMIM.
         head_rows: `imagenet22k` starts the head for ImageNet-1K with its rows of a head for ImageNet-22K in `weights`.
-        compile: Compile the backbone.
+        compile: Compile the backbone, by torch.compile's default or in the mode that is named: `reduce-overhead` records
+            CUDA graphs, `max-autotune` also tries kernels. What stochastic depth drops is then computed, so that a
+            graph has one shape. Not yet run on a GPU.
         gradient_checkpointing: Recompute the blocks in the backward pass to save memory.
         class_names: Names of the classes, kept in the checkpoint for predictions.
 
@@ -62,7 +65,7 @@ class SwinClassifier(LightningModule):
         weights: str | None = None,
         bias_resize: BiasResize = "bicubic",
         head_rows: HeadRows | None = None,
-        compile: bool = False,
+        compile: bool | CompileMode = False,
         gradient_checkpointing: bool = False,
         class_names: list[str] | None = None,
     ) -> None:
@@ -104,7 +107,9 @@ class SwinClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         if self.compile_backbone:
-            self.backbone.compile()  # in place: the parameters keep their names
+            mode = self.compile_backbone if isinstance(self.compile_backbone, str) else None
+            # in place: the parameters keep their names; a graph a size: one for all sizes is simplified for over 20 min
+            self.backbone.compile(mode=mode, dynamic=False)
             self.compile_backbone = False
 
     def forward(self, images: Tensor) -> Tensor:
