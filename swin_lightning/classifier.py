@@ -40,9 +40,9 @@ class SwinClassifier(LightningModule):
         bias_resize: How bias tables from `weights` of another window are resized: `bicubic` as the official code, or
             `geometric` as SimMIM.
         head_rows: `imagenet22k` starts the head for ImageNet-1K with its rows of a head for ImageNet-22K in `weights`.
-        compile: Compile the backbone, by torch.compile's default or in the mode that is named: `reduce-overhead` records
-            CUDA graphs, `max-autotune` also tries kernels. What stochastic depth drops is then computed, so that a
-            graph has one shape. Not yet run on a GPU.
+        compile: Compile the backbone, by torch.compile's default or in the mode that is named: `reduce-overhead`
+            records CUDA graphs, `max-autotune` also tries kernels; neither has run on a GPU yet. What stochastic depth
+            drops is then computed, so that a graph has one shape.
         gradient_checkpointing: Recompute the blocks in the backward pass to save memory.
         class_names: Names of the classes, kept in the checkpoint for predictions.
 
