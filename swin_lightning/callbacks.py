@@ -41,7 +41,7 @@ class TrainingMonitor(Callback):
         self._images, self._since = 0, time.perf_counter()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        if self._logs_now(trainer):  # before clipping
+        if logs_now(trainer):  # before clipping
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             pl_module.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
             pl_module.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
@@ -50,17 +50,13 @@ class TrainingMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._images += len(batch["image"]) * trainer.world_size
-        if self._logs_now(trainer):
+        if logs_now(trainer):
             now = time.perf_counter()
-            pl_module.log("train/images_per_s", self._images / (now - self._since), prog_bar=True)
+            pl_module.log("train/images_per_s", self._images / (now - self._since))
             self._images, self._since = 0, now
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._images, self._since = 0, time.perf_counter()  # validation's time is not training's
-
-    @staticmethod
-    def _logs_now(trainer: Trainer) -> bool:
-        return (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 
 class BestMetric(Callback):
@@ -88,12 +84,22 @@ class BestMetric(Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Rich's bar with loss, accuracy and images per second; the run's number is in the folder's name."""
+    """Rich's bar with losses, accuracies and images per second.
+
+    In training it reads them as often as the Trainer logs. Reading waits for a GPU, and what is logged with
+    `prog_bar=True` Lightning reads at every step, with a bar or without.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(leave=True)
+        self._shown: Any = {}
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if not trainer.training or last or logs_now(trainer) or not self._shown:
+            hidden = ("train/lr", "train/grad_norm")
+            self._shown = {k: float(v) for k, v in trainer.callback_metrics.items() if k not in hidden}
+        return self._shown
 
 
 class FirstStep(Callback):
@@ -233,3 +239,8 @@ class PredictionWriter(Callback):
 def class_names(module: LightningModule) -> list[str]:
     """The classifier's class names, or the classes' numbers."""
     return module.hparams.get("class_names") or [str(k) for k in range(module.hparams["num_classes"])]
+
+
+def logs_now(trainer: Trainer) -> bool:
+    """Whether the Trainer logs this training step."""
+    return (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -201,7 +202,7 @@ class Checkpoint(ModelCheckpoint):
             self._written_at, self._written_step = time.monotonic(), trainer.global_step
 
 
-class EMA(EMAWeightAveraging):
+class EMA(WeightAveraging):
     """Exponential moving average of the weights: validated, tested and saved in place of the raw ones.
 
     Args:
@@ -210,9 +211,27 @@ class EMA(EMAWeightAveraging):
 
     def __init__(self, decay: float = 0.0) -> None:
         # averaging would round the integers of relative_position_index, and with them move every bias
-        super().__init__(decay=decay, use_buffers=False)
+        super().__init__(use_buffers=False)
         self.enabled = decay > 0
+        self._follow = get_ema_multi_avg_fn(decay)
         self._swapped = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """What `AveragedModel.update_parameters` does, without reading from the device how often it was called."""
+        if trainer.global_step <= self._latest_update_step:  # of accumulated batches only the last one makes a step
+            return
+        assert self._average_model is not None
+        averages = [p.detach() for p in self._average_model.parameters()]
+        weights = [p.detach() for p in pl_module.parameters()]
+        if self._latest_update_step:
+            self._follow(averages, weights, 0)
+        else:
+            for average, weight in zip(averages, weights, strict=True):
+                average.copy_(weight)
+        self._average_model.n_averaged += 1
+        self._latest_update_step = trainer.global_step
 
     def _swap_models(self, pl_module: LightningModule) -> None:
         super()._swap_models(pl_module)

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
 
 from swin_lightning.models.checkpoints import HeadRows, load_weights
 from swin_lightning.models.resize import BiasResize
@@ -21,6 +20,7 @@ from swin_lightning.optim import parameter_groups, warmup_cosine
 
 NO_LABEL = -1  # target of a sample that counts in no loss and no metric
 Batch = dict[str, Tensor]
+CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
 class SwinClassifier(LightningModule):
@@ -40,7 +40,9 @@ class SwinClassifier(LightningModule):
         bias_resize: How bias tables from `weights` of another window are resized: `bicubic` as the official code, or
             `geometric` as SimMIM.
         head_rows: `imagenet22k` starts the head for ImageNet-1K with its rows of a head for ImageNet-22K in `weights`.
-        compile: Compile the backbone.
+        compile: Compile the backbone, by torch.compile's default or in the mode that is named: `reduce-overhead`
+            records CUDA graphs, `max-autotune` also tries kernels; neither has run on a GPU yet. What stochastic depth
+            drops is then computed, so that a graph has one shape.
         gradient_checkpointing: Recompute the blocks in the backward pass to save memory.
         class_names: Names of the classes, kept in the checkpoint for predictions.
 
@@ -63,7 +65,7 @@ class SwinClassifier(LightningModule):
         weights: str | None = None,
         bias_resize: BiasResize = "bicubic",
         head_rows: HeadRows | None = None,
-        compile: bool = False,
+        compile: bool | CompileMode = False,
         gradient_checkpointing: bool = False,
         class_names: list[str] | None = None,
     ) -> None:
@@ -99,17 +101,15 @@ class SwinClassifier(LightningModule):
         if weights is not None:
             load_weights(self, weights, bias_resize, head_rows)
 
-        metrics: dict[str, Metric | MetricCollection] = {
-            "acc": MulticlassAccuracy(num_classes, average="micro", ignore_index=NO_LABEL),
-            "acc5": MulticlassAccuracy(num_classes, min(5, num_classes), average="micro", ignore_index=NO_LABEL),
-        }
-        self.val_metrics = MetricCollection(metrics, prefix="val/")
-        self.test_metrics = MetricCollection(metrics, prefix="test/").clone()
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.val_metrics, self.test_metrics = (
+            nn.ModuleDict({name: Mean() for name in ("loss", "acc", "acc5")}) for _ in ("val", "test")
+        )
 
     def setup(self, stage: str) -> None:
         if self.compile_backbone:
-            self.backbone.compile()  # in place: the parameters keep their names
+            mode = self.compile_backbone if isinstance(self.compile_backbone, str) else None
+            # in place: the parameters keep their names; a graph a size: one for all sizes is simplified for over 20 min
+            self.backbone.compile(mode=mode, dynamic=False)
             self.compile_backbone = False
 
     def forward(self, images: Tensor) -> Tensor:
@@ -119,14 +119,14 @@ class SwinClassifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits, targets = self(batch["image"]), batch["target"]
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(logits))
+        self.log("train/loss", loss, batch_size=len(logits))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._evaluate(batch, self.val_metrics, self.val_loss, "val/loss")
+        return self._evaluate(batch, "val", self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._evaluate(batch, self.test_metrics, self.test_loss, "test/loss")
+        return self._evaluate(batch, "test", self.test_metrics)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Probabilities, `B, num_classes`."""
@@ -159,14 +159,19 @@ class SwinClassifier(LightningModule):
 
     # helpers
 
-    def _evaluate(self, batch: Batch, metrics: MetricCollection, mean_loss: MeanMetric, loss_name: str) -> Tensor:
+    def _evaluate(self, batch: Batch, split: str, metrics: nn.ModuleDict) -> Tensor:
         logits, targets = self(batch["image"]).float(), batch["target"]
+        best = logits.topk(min(5, self.num_classes)).indices
+        sums = {
+            "loss": F.cross_entropy(logits, targets, ignore_index=NO_LABEL, reduction="sum"),
+            "acc": (logits.argmax(dim=1) == targets).sum(),
+            "acc5": (best == targets[:, None]).sum(),
+        }
         count = (targets != NO_LABEL).sum()
-        loss = F.cross_entropy(logits, targets, ignore_index=NO_LABEL, reduction="sum")
-        mean_loss.update(loss / count.clamp(min=1), weight=count)
-        metrics.update(logits, targets)
-        self.log(loss_name, mean_loss, prog_bar=True)
-        self.log_dict(metrics, prog_bar=True)
+        for name, total in sums.items():
+            metric = cast(Mean, metrics[name])
+            metric.update(total, count)
+            self.log(f"{split}/{name}", metric, prog_bar=True)
         return logits
 
     def _can_fuse(self) -> bool:
@@ -184,6 +189,25 @@ class SwinClassifier(LightningModule):
         if total < 0:
             total = steps_per_epoch * (self.trainer.max_epochs or 1)
         return warmup_cosine(step, total, round(self.warmup_epochs * steps_per_epoch), start, end)
+
+
+class Mean(Metric):
+    """Mean over samples. torchmetrics' own metrics look into every batch's values, for which a GPU is waited for."""
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "count"):
+            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, total: Tensor, count: Tensor) -> None:
+        self.total += total
+        self.count += count
+
+    def compute(self) -> Tensor:
+        return self.total / self.count.clamp(min=1)
 
 
 def _below_backbone(layer_id: Callable[[str], int]) -> Callable[[str], int]:

@@ -158,7 +158,7 @@ class CLI(LightningCLI):
         if self.config[self.subcommand].model.compile:
             config["callbacks"].append(FirstStep())
         if config.get("enable_progress_bar") is not False:
-            config["callbacks"].append(ProgressBar(leave=True) if sys.stdout.isatty() else EpochLine())
+            config["callbacks"].append(ProgressBar() if sys.stdout.isatty() else EpochLine())
             config["enable_progress_bar"] = sys.stdout.isatty()
         if not dry:
             config["callbacks"].append(SaveConfig(self._parser(self.subcommand), self.saved_config))

@@ -218,3 +218,20 @@ def test_an_interruption_at_any_place_between_steps_loses_and_repeats_none(hook,
     assert resumed.trainer.global_step == whole.trainer.global_step == 4 * 3
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_averages_start_with_the_first_step_and_follow_by_the_decay(make_trainer):
+    ema, seen = EMA(0.75), []
+
+    class Record(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):  # before the averages follow
+            seen.append(pl_module.head.bias.detach().clone())
+
+    limits = {"limit_train_batches": 5, "limit_val_batches": 0, "accumulate_grad_batches": 2}
+    trainer = make_trainer(callbacks=[Record(), ema], **limits)
+    backbone = SwinTransformer(patch_size=4, embed_dim=8, depths=(1,), num_heads=(1,), window_size=4)
+    trainer.fit(SwinClassifier(backbone, 10), Digits(batch_size=8, num_workers=0))
+    first, second, third = seen[1], seen[3], seen[4]  # the epoch's end makes a step of one batch
+    expected = 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third
+    torch.testing.assert_close(ema._average_model.module.head.bias, expected)
+    assert int(ema._average_model.n_averaged) == 3 and not torch.equal(first, second)

@@ -42,6 +42,25 @@ def test_the_graph_drops_samples_too(model):
     assert len(model.train()(x).detach().unique(dim=0)) == 4  # of one image, with and without each of two branches
 
 
+def test_fifty_steps_of_stochastic_depth_and_the_evaluation_between_are_two_graphs(model):
+    graphs = []
+    model.compile(backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True)
+    x = formula_input(32, 32)
+    for step in range(50):
+        model.train()(x)
+        if step == 24:
+            model.eval()(x)
+    assert len(graphs) == 2
+
+
+@pytest.mark.parametrize(("value", "mode"), [("true", None), ("reduce-overhead", "reduce-overhead")])
+def test_the_switch_takes_modes(value, mode, monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: modes.append(options))
+    main(["fit", "-c", DIGITS, *SHORT, f"--model.compile={value}", "--test_after_fit=false"])
+    assert modes == [{"mode": mode, "dynamic": False}]
+
+
 @pytest.mark.slow  # compilers are, where sizes change
 def test_evaluation_takes_images_of_any_size(model):
     compiled = copy.deepcopy(model).eval()
@@ -63,6 +82,7 @@ def test_an_exported_model_answers_for_any_number_of_images(model):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # compiles twice, minutes on a CPU
 def test_a_compiled_run_averages_recomputes_and_goes_on(capsys):
+    torch._dynamo.reset()  # it remembers which sizes have changed
     args = [
         "fit",
         "-c",

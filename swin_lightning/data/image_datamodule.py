@@ -1,5 +1,6 @@
 """The base of all data sets: what a subclass needs to say is where its images are."""
 
+import functools
 import logging
 import os
 from collections.abc import Sequence
@@ -197,14 +198,12 @@ class ImageDataModule(LightningDataModule):
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 pixels -> float, channels centred and scaled."""
-        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
+        mean, std = _by_channel(self.mean, images.device), _by_channel(self.std, images.device)
         return (images / 255 - mean) / std
 
     def denormalize(self, images: Tensor) -> Tensor:
         """The inverse of `normalize`: float -> uint8 pixels."""
-        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
+        mean, std = _by_channel(self.mean, images.device), _by_channel(self.std, images.device)
         return ((images * std + mean) * 255).round().clamp(0, 255).byte()
 
     def micro_batch_size(self) -> int:
@@ -264,6 +263,12 @@ class ImageDataModule(LightningDataModule):
         if not paths:
             raise ValueError(f"data.predict_path {self.predict_path!r} holds no image")
         return FileImages(paths, [NO_LABEL] * len(paths))
+
+
+@functools.cache
+def _by_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """`3, 1, 1` on the device, sent there once: the host waits for a GPU that it sends a number to."""
+    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def _spare_cores() -> int:

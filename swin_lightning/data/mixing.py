@@ -73,7 +73,7 @@ def random_erasing(images: Tensor, probability: float, rng: np.random.Generator)
     boxes = np.zeros((B, 4), np.int64)
     for b in np.flatnonzero(rng.random(B) < probability):
         boxes[b] = _box((H, W), rng.uniform(0.02, 1 / 3), np.exp(rng.uniform(np.log(0.3), -np.log(0.3))), rng, True)
-    y, x, h, w = torch.from_numpy(boxes).to(images.device).T[:, :, None]  # 4 times B, 1
+    y, x, h, w = torch.from_numpy(boxes).to(images.device, non_blocking=True).T[:, :, None]  # 4 times B, 1
     rows, columns = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
     inside = ((rows >= y) & (rows < y + h))[:, :, None] & ((columns >= x) & (columns < x + w))[:, None, :]  # B, H, W
     generator = torch.Generator(images.device).manual_seed(int(rng.integers(2**63)))
