@@ -188,4 +188,4 @@ class StreamLoader(DataLoader[Any]):
         dataset: Any = self.dataset
         dataset.epoch = self.epoch()
         dataset.skip = skip // processes * (self.batch_size or 1)  # a process gives every so many-th batch
-        return islice(super().__iter__(), skip % processes, self.steps - skip + skip % processes)
+        yield from islice(super().__iter__(), skip % processes, self.steps - skip + skip % processes)
