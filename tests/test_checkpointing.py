@@ -57,7 +57,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_previous(t
 STATES = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
 
 
-def fit(make_trainer, tmp_path, ckpt_path=None, callbacks=(), **kwargs):
+def fit(make_trainer, tmp_path, ckpt_path=None, callbacks=(), num_workers=0, **kwargs):
     """A Swin with stochastic depth on digits with all that is random; returns the trainer."""
     torch.manual_seed(torch.seed() % 2**31)  # whatever torch's generator was before
     backbone = SwinTransformer(
@@ -67,7 +67,9 @@ def fit(make_trainer, tmp_path, ckpt_path=None, callbacks=(), **kwargs):
     model = SwinClassifier(backbone, 10, lr=1e-2)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    data = Digits(num_workers=0, batch_size=40, rand_augment="rand-m9-mstd0.5-inc1", mixup=0.8, random_erasing=0.3)
+    data = Digits(
+        num_workers=num_workers, batch_size=40, rand_augment="rand-m9-mstd0.5-inc1", mixup=0.8, random_erasing=0.3
+    )
     trainer = make_trainer(
         callbacks=[StepSeed(), EMA(0.9), Checkpoint(dirpath=str(tmp_path), every_n_train_steps=10), *callbacks],
         enable_checkpointing=True,
@@ -91,10 +93,13 @@ class Keep(checkpointing.Callback):
             (self.folder / f"{trainer.global_step}.ckpt").write_bytes(path.read_bytes())
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_from_every_tenth_step_of_an_epoch_the_same_batches_and_the_same_end(make_trainer, tmp_path, accumulate):
+@pytest.mark.parametrize(("accumulate", "num_workers"), [(1, 0), (1, 2), (2, 0)])
+def test_from_every_tenth_step_of_an_epoch_the_same_batches_and_the_same_end(
+    make_trainer, tmp_path, accumulate, num_workers
+):
     keep = Keep(tmp_path / "kept")
     options = {"accumulate_grad_batches": accumulate, "max_epochs": 1 if accumulate == 2 else 2}
+    options["num_workers"] = num_workers
     whole = fit(make_trainer, tmp_path, callbacks=[keep], **options)
     end = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert whole.global_step == end["global_step"] == 31 * options["max_epochs"]

@@ -12,6 +12,7 @@ from swin_lightning.classifier import SwinClassifier
 from swin_lightning.data import ImageFolder, ImageNet
 from swin_lightning.data.shards import TarImages
 from swin_lightning.data.transforms import train_transform
+from tests.file_server import Server
 from tests.test_bad_images import Net
 
 OPTIONS = {"image_size": 8, "batch_size": 4, "mean": (0, 0, 0), "std": (1, 1, 1)}
@@ -200,6 +201,32 @@ def test_tar_shards_stream_as_well(tmp_path, monkeypatch):
     batches = list(data.train_dataloader())
     assert sorted(value for batch in batches for value in values(batch)) == list(range(16))
     assert all(batch["target"].tolist() == [value % 2 for value in values(batch)] for batch in batches)
+
+
+def from_server(server, size):
+    """Training images of `/set` on a server, sorted."""
+
+    class Two(ImageFolder):
+        class_names = ["even", "odd"]
+
+    data = Two(f"{server.url}/set", streaming=True, stream_size=size, num_workers=0, **OPTIONS)
+    data.sources["train"] = data.load("train")
+    return sorted(value for batch in data.train_dataloader() for value in values(batch))
+
+
+def test_parquet_and_tars_stream_from_a_web_server(parquet, tmp_path):
+    for folder, size in ((parquet, 32), (write_shards(tmp_path / "tars", each=8), 16)):
+        with Server() as server:
+            server.add(folder, "/set")
+            assert from_server(server, size) == list(range(size))
+
+
+def test_a_shard_that_ends_too_early_is_an_error_that_names_the_stream(tmp_path):
+    with Server() as server:
+        server.add(write_shards(tmp_path / "tars", each=8), "/set")
+        server.files["/set/train-000001.tar"] = server.files["/set/train-000001.tar"][:4000]
+        with pytest.raises(ValueError, match=f"reading the stream {server.url}/set failed .*unexpected end of data"):
+            from_server(server, 16)
 
 
 def test_training_from_a_stream(parquet, make_trainer):

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from swin_lightning.data.hub import load_hub
 from swin_lightning.data.image_datamodule import ImageDataModule
-from swin_lightning.data.sources import ArrayImages, HubImages, Source, load_hub
+from swin_lightning.data.sources import ArrayImages, HubImages, Source
 
 
 class CIFAR10(ImageDataModule):
@@ -39,7 +40,7 @@ class CIFAR10(ImageDataModule):
         self.path, self.val_size = path, val_size
 
     def prepare_data(self) -> None:
-        load_hub(self.path, progress=True)
+        load_hub(self.path)
 
     def load(self, split: str) -> Source:
         dataset = load_hub(self.path)

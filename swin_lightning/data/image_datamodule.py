@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from swin_lightning.data.mixing import Mixing, random_erasing
-from swin_lightning.data.sampling import EpochSampler, ImageDataset, OnBadImage
+from swin_lightning.data.sampling import EpochLoader, EpochSampler, ImageDataset, OnBadImage
 from swin_lightning.data.sources import NO_LABEL, FileImages, Source, list_images
 from swin_lightning.data.transforms import Crop, EvalCrop, Transform, eval_transform, train_transform
 
@@ -242,7 +242,7 @@ class ImageDataModule(LightningDataModule):
         training = split == "train"
         transform = self.train_transform() if training else self.eval_transform()
         workers = self.workers()
-        return DataLoader(
+        return EpochLoader(
             ImageDataset(self.sources[split], transform, self.seed, self.on_bad_image, training),
             batch_size=sampler.batch_size,
             sampler=sampler,

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from swin_lightning.data.hub import load_hub
 from swin_lightning.data.image_datamodule import ImageDataModule
 from swin_lightning.data.shards import TarImages, class_list, find_shards
-from swin_lightning.data.sources import HubImages, Source, class_folders, label_column, load_hub, read_class_folders
+from swin_lightning.data.sources import HubImages, Source, class_folders, label_column, read_class_folders
 from swin_lightning.data.streaming import Stream, StreamedImages, StreamLoader
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
@@ -57,7 +58,7 @@ class ImageFolder(ImageDataModule):
 
     def prepare_data(self) -> None:
         if not (self.streaming or self._in_folders or self._shards("train", "val")):
-            load_hub(self.path, progress=True)
+            load_hub(self.path)
 
     def load(self, split: str) -> Source:
         wanted = ("test", "val") if split == "test" else (split,)

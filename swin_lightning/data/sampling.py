@@ -10,7 +10,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from swin_lightning.data.decoding import BadImage
 from swin_lightning.data.sources import NO_LABEL, Source
@@ -122,3 +122,13 @@ class EpochSampler(DistributedSampler[Any]):
             place = turn * self.num_replicas + self.rank
             index = int(indices[place]) if place < self.size else ~0
             yield self.epoch, index
+
+
+class EpochLoader(DataLoader[Any]):
+    """A loader whose processes start to read when the first batch is asked for, not when the iterator is made.
+
+    A run that is resumed at the end of an epoch makes the iterator before it knows that the next epoch is to come.
+    """
+
+    def __iter__(self) -> Any:
+        yield from super().__iter__()

@@ -99,43 +99,6 @@ def label_column(features: Any) -> str:
     return classes[0]
 
 
-def load_hub(path: str, progress: bool = False) -> Any:
-    """Load a Hugging Face data set by hub name, or from a local folder of the same layout.
-
-    `datasets` locks its cache against other processes, goes on with a download that broke off, checks sizes and
-    checksums where the hub tells them, and writes under a temporary name.
-
-    Args:
-        path: Hub name or folder.
-        progress: Whether to show bars of what is downloaded and prepared.
-
-    Raises:
-        ValueError: If there is neither a folder nor a network; says what to do.
-    """
-    import datasets
-
-    (datasets.enable_progress_bars if progress else datasets.disable_progress_bars)()
-    try:
-        if Path(path).exists():
-            return datasets.load_dataset(str(Path(path).resolve()))
-        if not _is_hub_name(path):
-            raise ValueError(
-                f"data.path {path!r}: there is no such folder; give a folder or a hub name like 'owner/name'"
-            )
-        return datasets.load_dataset(path)
-    except (OSError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"data.path {path!r} cannot be loaded ({reason}); without a network, download the data set elsewhere "
-            f"(`hf download {path} --repo-type dataset --local-dir FOLDER`) and pass --data.path FOLDER"
-        ) from error
-
-
-def _is_hub_name(path: str) -> bool:
-    owner, _, name = path.partition("/")
-    return bool(owner.strip(".~")) and bool(name) and "/" not in name
-
-
 def class_folders(root: Path) -> list[str]:
     """The class names of a folder of class folders, sorted.
 

@@ -123,7 +123,7 @@ class StreamedImages(IterableDataset[dict[str, Any]]):
         while True:
             rows.set_epoch(self.epoch + 1_000_000 * turn)
             seen = 0
-            for row in rows:
+            for row in self._read(rows):
                 seen += 1
                 if skip:
                     skip -= 1
@@ -140,7 +140,7 @@ class StreamedImages(IterableDataset[dict[str, Any]]):
 
     def _evaluate(self) -> Iterator[dict[str, Any]]:
         item, count, size = None, 0, 0
-        for size, row in enumerate(self.stream.rows, 1):
+        for size, row in enumerate(self._read(self.stream.rows), 1):
             if (size - 1) % self.world_size == self.rank:
                 item = self._item(row)
                 count += 1
@@ -150,6 +150,15 @@ class StreamedImages(IterableDataset[dict[str, Any]]):
         if item is not None:  # ranks that come short repeat an image that does not count
             for _ in range(-(-size // self.world_size) - count):
                 yield item | {"target": NO_LABEL, "bad": -1}
+
+    def _read(self, rows: Any) -> Iterator[dict[str, Any]]:
+        try:
+            yield from rows
+        except Exception as error:  # of the network, tar or parquet; the libraries have nearly every kind
+            what = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            raise ValueError(
+                f"reading the stream {self.stream.path} failed ({what}); mend it and go on with --ckpt_path last"
+            ) from error
 
     def _item(self, row: dict[str, Any]) -> dict[str, Any]:
         image, target = row[self.stream.image_column], int(row[self.stream.label_column])
@@ -188,4 +197,4 @@ class StreamLoader(DataLoader[Any]):
         dataset: Any = self.dataset
         dataset.epoch = self.epoch()
         dataset.skip = skip // processes * (self.batch_size or 1)  # a process gives every so many-th batch
-        return islice(super().__iter__(), skip % processes, self.steps - skip + skip % processes)
+        yield from islice(super().__iter__(), skip % processes, self.steps - skip + skip % processes)

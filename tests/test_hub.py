@@ -1,0 +1,64 @@
+"""Data sets of the hub by name, from a stand-in on this machine: progress, faults, other processes."""
+
+import numpy as np
+import pytest
+
+from swin_lightning.data import ImageFolder
+from swin_lightning.data.hub import load_hub
+from tests.file_server import Server
+from tests.test_sources import OPTIONS, parquet  # noqa: F401
+
+NAME = "owner/name"
+FILE = "/datasets/owner/name/train-00001-of-00004.parquet"
+
+
+@pytest.fixture
+def hub(parquet, tmp_path, monkeypatch):  # noqa: F811
+    """The server; it offers 32 training and 7 validation images as `owner/name`."""
+    with Server() as server:
+        server.add(parquet, f"/datasets/{NAME}")
+        server.become_the_hub(monkeypatch, tmp_path / "cache")
+        yield server
+
+
+def values(dataset):
+    images = ImageFolder(NAME, num_workers=0, **OPTIONS).load(dataset)
+    return [int(np.asarray(images[i][0])[0, 0, 0]) for i in range(len(images))]
+
+
+def test_a_set_is_loaded_by_name_once_and_then_without_a_network(hub, capfd):
+    data = ImageFolder(NAME, num_workers=0, **OPTIONS)
+    data.prepare_data()
+    bars = capfd.readouterr().err
+    for words in ("Checking checksums: 100%", "Generating train split: 32 examples", "7 examples"):
+        assert words in bars
+    assert data.class_names == ["even", "odd"]
+    assert (values("train"), values("val")) == ([*range(32)], [*range(100, 107)])
+    assert data.load("train").name(3) == "owner/name[3]"
+    assert hub.downloads(".parquet") == [None] * 5
+    hub.http.shutdown()
+    hub.http.server_close()
+    assert values("train") == [*range(32)]
+    assert capfd.readouterr().err.count("%") == 0  # no bars where nothing is done
+
+
+def test_a_broken_connection_is_taken_up_where_it_broke(hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100)  # bytes; 10 MB are kept at a time
+    hub.faults[FILE] = [1000, 500]
+    load_hub(NAME)
+    asked = hub.downloads(FILE.rpartition("/")[2])
+    assert asked == [None, "bytes=1000-", "bytes=1500-"]
+    assert values("train") == [*range(32)]
+
+
+def test_a_damaged_file_is_noticed_and_fetched_again(hub):
+    whole = hub.files[FILE]
+    hub.told[FILE] = whole
+    hub.files[FILE] = whole[:300] + bytes([whole[300] ^ 1]) + whole[301:]
+    with pytest.raises(
+        ValueError, match=r"hf://datasets/owner/name@.*train-00001.* was damaged on its way .*start again"
+    ):
+        load_hub(NAME)
+    hub.files[FILE] = whole
+    assert values("train") == [*range(32)]
+    assert [len(hub.downloads(f"train-0000{i}-of-00004.parquet")) for i in range(4)] == [1, 2, 1, 1]
