@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from swin_lightning.models import SwinTransformer, swin_tiny_patch4_window7_224
+from swin_lightning.models.layers import Mlp
 from swin_lightning.models.swin import BasicLayer, DropPath, PatchMerging, SwinTransformerBlock, WindowAttention
 from swin_lightning.models.swin_v2 import WindowAttentionV2
 from swin_lightning.models.windows import fit_window, padded_size, region_mask, window_partition
@@ -288,6 +290,25 @@ def test_pixels_that_fill_the_last_patch_count_as_black():
     torch.testing.assert_close(model(images), model(filled))
 
 
+def test_what_the_gelu_gives_is_not_kept_and_changes_no_gradient(monkeypatch):
+    gelu, given = torch.nn.functional.gelu, []
+
+    def watched(x):
+        y = gelu(x)
+        given.append(StorageWeakRef(y.untyped_storage()))
+        return y
+
+    monkeypatch.setattr(torch.nn.functional, "gelu", watched)
+    model, x, gradients = noisy(Mlp(8, 32)).train(), torch.randn(2, 7, 7, 8), []
+    for recompute in (True, False):
+        model.recompute = recompute
+        loss = model(x).square().sum()
+        assert given[-1].expired() == recompute
+        gradients.append(torch.autograd.grad(loss, [*model.parameters()]))
+    assert len(given) == 3  # once more in the first backward pass
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
 def test_gradient_checkpointing_changes_no_gradient():
     plain = tiny_swin(drop_path_rate=0.3)
     recomputed = copy.deepcopy(plain)
@@ -298,6 +319,7 @@ def test_gradient_checkpointing_changes_no_gradient():
         torch.manual_seed(1)  # drop path draws the same
         model.train()(formula_input(32, 32)).square().sum().backward()
     assert [model is recomputed for model in calls] == [False, True, True]
+    assert not any(m.recompute for m in recomputed.modules() if isinstance(m, Mlp))
     for a, b in zip(plain.parameters(), recomputed.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 

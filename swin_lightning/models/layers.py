@@ -4,10 +4,12 @@ Shapes: B batch, H W height and width of the map, C channels.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from swin_lightning.models.linear import Linear
 
@@ -56,16 +58,37 @@ class PatchMerging(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them."""
+    """Two linear layers with a GELU between them.
+
+    The result of the GELU is a fifth of what a block keeps for the backward pass, and cheap: it is computed anew there.
+    """
 
     def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
         super().__init__()
+        self.recompute = True  # a block that is recomputed as a whole keeps nothing anyway
         self.fc1 = Linear(dim, hidden_dim)
         self.fc2 = Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+        x = self.fc1(x)
+        hidden = self.drop(F.gelu(x))
+        anew = self.recompute and self.training and not self.drop.p and not torch.compiler.is_compiling()
+        with keeping(x, F.gelu, hidden) if anew else nullcontext():
+            return self.drop(self.fc2(hidden))
+
+
+def keeping(x: Tensor, function: Callable[[Tensor], Tensor], y: Tensor) -> saved_tensors_hooks:
+    """A context in which autograd keeps x in place of `y = function(x)`, or of views of y, and computes it anew."""
+    storage = y.untyped_storage().data_ptr()
+
+    def pack(saved: Tensor) -> Tensor | tuple[torch.Size, tuple[int, ...]]:
+        return saved if saved.untyped_storage().data_ptr() != storage else (saved.size(), saved.stride())
+
+    def unpack(packed: Tensor | tuple[torch.Size, tuple[int, ...]]) -> Tensor:
+        return packed if isinstance(packed, Tensor) else function(x).as_strided(*packed)
+
+    return saved_tensors_hooks(pack, unpack)
 
 
 class DropPath(nn.Module):

@@ -346,8 +346,11 @@ class SwinTransformer(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass: less memory, about a third more time."""
-        for layer in self.layers:
-            cast(BasicLayer, layer).use_checkpoint = enable
+        for module in self.modules():
+            if isinstance(module, BasicLayer):
+                module.use_checkpoint = enable
+            elif isinstance(module, Mlp):
+                module.recompute = not enable
 
     def layer_id(self, name: str) -> int:
         """
