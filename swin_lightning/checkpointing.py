@@ -182,7 +182,10 @@ class Checkpoint(ModelCheckpoint):
             self._write_last(trainer)
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
-        self._write_last(trainer)
+        if (
+            self._written_step != trainer.global_step
+        ):  # else the averages, by now in the weights' place, would replace them
+            self._write_last(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save where the run stands, so that `--ckpt_path last` continues after Ctrl-C, SIGTERM or an error."""

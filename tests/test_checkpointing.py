@@ -114,6 +114,15 @@ def test_from_every_tenth_step_of_an_epoch_the_same_batches_and_the_same_end(
         assert [d for key in STATES for d in differences(end[key], final[key], key)] == [], step
 
 
+def test_a_run_that_was_killed_after_its_last_step_keeps_the_weights_beside_the_averages(make_trainer, tmp_path):
+    fit(make_trainer, tmp_path)
+    before = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    fit(make_trainer, tmp_path, ckpt_path=str(tmp_path / "last.ckpt"))
+    after = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert [d for key in STATES for d in differences(before[key], after[key], key)] == []
+    assert differences(after["state_dict"], after["current_model_state"]) != []
+
+
 @pytest.mark.parametrize("limit_val_batches", [0, 1])
 def test_an_epoch_that_is_not_the_best_is_still_the_last(make_trainer, tmp_path, limit_val_batches):
     class Worse(checkpointing.Callback):
@@ -173,10 +182,11 @@ def test_ctrl_c_waits_for_the_end_of_the_step(make_trainer, tmp_path):
             if trainer.global_step == 12:
                 os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit):
         fit(make_trainer, tmp_path, callbacks=[Press()])
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 13
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.slow

@@ -109,6 +109,20 @@ def test_persistent_workers_follow_the_epoch():
         assert torch.equal(next(iter(loader))["image"], first_epoch_batch(0, epoch)["image"])
 
 
+def test_persistent_workers_validate_alike_in_every_epoch():
+    loaders = []
+    for workers in (0, 2):
+        data = Digits(num_workers=workers, batch_size=64)
+        data.setup("validate")
+        loaders.append(data.val_dataloader())
+    expected = list(loaders[0])
+    assert loaders[1].persistent_workers
+    for _ in range(2):
+        for batch, other in zip(loaders[1], expected, strict=True):
+            assert torch.equal(batch["image"], other["image"])
+            assert torch.equal(batch["index"], other["index"])
+
+
 def test_evaluation_is_in_order_and_without_randomness():
     data = Digits(num_workers=0, batch_size=64, eval_batch_size=50)
     data.setup("validate")

@@ -1,5 +1,9 @@
 """Data sets of the hub by name, from a stand-in on this machine: progress, faults, other processes."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -62,3 +66,19 @@ def test_a_damaged_file_is_noticed_and_fetched_again(hub):
     hub.files[FILE] = whole
     assert values("train") == [*range(32)]
     assert [len(hub.downloads(f"train-0000{i}-of-00004.parquet")) for i in range(4)] == [1, 2, 1, 1]
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_downloads(hub, tmp_path):
+    """As two ranks on a fresh machine would: every file is fetched once, and both see the set."""
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_DATASETS_OFFLINE": "0",
+    }
+    program = f"from swin_lightning.data.hub import load_hub; print(load_hub({NAME!r})['train'].num_rows)"
+    command = [sys.executable, "-c", program]
+    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=120)[0].strip() for process in processes] == ["32", "32"]
+    assert hub.downloads(".parquet") == [None] * 5

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -227,6 +228,39 @@ def test_a_shard_that_ends_too_early_is_an_error_that_names_the_stream(tmp_path)
         server.files["/set/train-000001.tar"] = server.files["/set/train-000001.tar"][:4000]
         with pytest.raises(ValueError, match=f"reading the stream {server.url}/set failed .*unexpected end of data"):
             from_server(server, 16)
+
+
+def test_a_shard_that_the_server_has_not_is_an_error_that_names_the_stream(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.STREAMING_READ_RETRY_INTERVAL", 0)  # it tries for 100 s
+    with Server() as server:
+        server.add(write_shards(tmp_path / "tars", each=8), "/set")
+        server.faults["/set/train-000001.tar"] = [404] * 20
+        with pytest.raises(ValueError, match=f"{server.url}/set"):
+            from_server(server, 16)
+
+
+def test_ranks_and_processes_share_a_stream_from_a_web_server(parquet):
+    """Of two ranks with two processes each: every image comes once."""
+    with Server() as server:
+        server.add(parquet, "/set")
+
+        class Two(ImageFolder):
+            class_names = ["even", "odd"]
+
+        seen = []
+        for rank in range(2):
+            data = Two(f"{server.url}/set", streaming=True, stream_size=32, num_workers=2, **OPTIONS)
+            data.trainer = SimpleNamespace(
+                global_rank=rank,
+                world_size=2,
+                accumulate_grad_batches=1,
+                current_epoch=0,
+                training=False,
+                fit_loop=SimpleNamespace(restarting=False),
+            )
+            data.sources["train"] = data.load("train")
+            seen += [value for batch in data.train_dataloader() for value in values(batch)]
+        assert sorted(seen) == list(range(32))
 
 
 def test_training_from_a_stream(parquet, make_trainer):
