@@ -108,7 +108,7 @@ class SwinClassifier(LightningModule):
     def setup(self, stage: str) -> None:
         if self.compile_backbone:
             mode = self.compile_backbone if isinstance(self.compile_backbone, str) else None
-            # in place: the parameters keep their names; a graph a size: one for all sizes is simplified for over 20 min
+            # in place: the parameters keep their names; a graph a size: one for all sizes once took over 20 min to make
             self.backbone.compile(mode=mode, dynamic=False)
             self.compile_backbone = False
 
