@@ -62,16 +62,30 @@ def models(args: list[str]) -> None:
 
 
 def export(args: list[str]) -> None:
-    """Write the weights of a run's checkpoint for this or another project (averaged ones where the run kept them)."""
+    """Write a run's checkpoint for this or another project, or as a program that needs torch alone.
+
+    Averaged weights where the run kept them. A program of the format pt2 takes normalised float32 images B, 3, S, S:
+    torch.export.load(FILE).module()(images) gives logits; torch.compile(program.module()) makes it faster.
+    """
     from swin_lightning.models.checkpoints import save_weights
     from swin_lightning.models.formats import WRITTEN
+    from swin_lightning.models.program import save_program
 
     parser = CommandParser("swin-lightning export", description=export.__doc__)
     parser.add_argument("checkpoint", metavar="CKPT", help="a .ckpt of a run")
-    parser.add_argument("--format", choices=list(WRITTEN), default="swin_lightning", help="whose names and layout")
-    parser.add_argument("--output", required=True, metavar="FILE", help="a .safetensors or .pth file")
+    parser.add_argument(
+        "--format", choices=[*WRITTEN, "pt2"], default="swin_lightning", help="whose names and layout; pt2: a program"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="a .safetensors or .pth file; .pt2 for pt2")
+    parser.add_argument("--size", type=int, help="side of a program's images; the model's own if not given")
     options = parser.parse_args(args)
-    save_weights(load_classifier(options.checkpoint), options.output, options.format)
+    if options.size is not None and options.format != "pt2":
+        raise ValueError(f"--size {options.size} has no meaning for --format {options.format}; leave it out")
+    classifier = load_classifier(options.checkpoint)
+    if options.format == "pt2":
+        save_program(classifier, options.output, options.size)
+    else:
+        save_weights(classifier, options.output, options.format)
     print(f"wrote {options.output}: {options.format} format")
 
 

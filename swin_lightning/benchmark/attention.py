@@ -1,7 +1,8 @@
 """The ways to compute attention inside windows, side by side: `swin-lightning benchmark model --attention`.
 
 For windows of 49, 64, 144 and 256 tokens: torch's fused kernels by name, the softmax by hand, the same compiled, and
-FlexAttention; forward, and forward with backward, which includes the gradient of bias and mask.
+FlexAttention; forward, and forward with backward, which includes the gradient of bias and mask. A way that has no such
+gradient is timed forward alone.
 """
 
 import argparse
@@ -78,37 +79,52 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
             if problem:
                 print(f"  {name:20} {problem}", flush=True)
                 continue
-            for mode, step in (
-                ("forward", forward(way, (q, k, v, term))),
-                ("training", backward(way, (q, k, v, term))),
-            ):
-                contestants.append(Contestant(f"{name}|{mode}", step, 4.0 * batch * HEADS * tokens**2 * CHANNELS))
+            flop = 4.0 * batch * HEADS * tokens**2 * CHANNELS
+            contestants.append(Contestant(f"{name}|forward", forward(way, (q, k, v, term)), flop))
+            missing = check_gradient(way, (q, k, v, term))
+            if missing:
+                print(f"  {name:20} {missing}", flush=True)
+            else:
+                contestants.append(Contestant(f"{name}|training", backward(way, (q, k, v, term)), flop))
         take_turns([*contestants, matrix_product(device, options.precision)], options.rounds or 12, device)
-        for first, second in zip(contestants[::2], contestants[1::2], strict=True):
-            name = first.name.partition("|")[0]
-            times = {"forward": 1e3 * median(first.seconds), "training": 1e3 * median(second.seconds)}
-            print(f"  {name:20} forward {times['forward']:8.3f} ms   training {times['training']:8.3f} ms", flush=True)
-            found.append({"tokens": tokens, "way": name, **times})
+        times = {c.name: 1e3 * median(c.seconds) for c in contestants}
+        for name in [key.removesuffix("|forward") for key in times if key.endswith("|forward")]:
+            ahead, training = times[f"{name}|forward"], times.get(f"{name}|training")
+            said = "       -" if training is None else f"{training:8.3f} ms"
+            print(f"  {name:20} forward {ahead:8.3f} ms   training {said}", flush=True)
+            found.append({"tokens": tokens, "way": name, "forward": ahead, "training": training})
     return found
 
 
 def check(way: Way, inputs: tuple[Tensor, ...], reference: Tensor) -> str | None:
-    """What is wrong with a way, in a few words."""
+    """What is wrong with a way's answer, in a few words."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kernels that say why they cannot
-            result = way(*inputs)
-            result.float().sum().backward()
+            result = forward(way, inputs)()
     except Exception as error:  # kernels and compilers fail in ways of their own
-        return f"is not possible here: {str(error).strip().splitlines()[0][:90]}"
-    if any(x.grad is None for x in inputs):
-        return "has no gradient for the bias"
-    difference = float((result.detach().float() - reference).abs().max())
+        return f"is not possible here: {first_line(error)}"
+    difference = float((result.float() - reference).abs().max())
     limit = 3e-2 if result.dtype == torch.bfloat16 else 1e-4
     return None if difference <= limit else f"answers differently by {difference:.1e}"
 
 
-def forward(way: Way, inputs: tuple[Tensor, ...]) -> Callable[[], object]:
+def check_gradient(way: Way, inputs: tuple[Tensor, ...]) -> str | None:
+    """Why a way that answers cannot be trained, in a few words."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gradients = torch.autograd.grad(way(*inputs).float().sum(), inputs, allow_unused=True)
+    except Exception as error:
+        return f"has no backward pass here: {first_line(error)}"
+    return "has no gradient for the bias" if any(x is None for x in gradients) else None
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:90]
+
+
+def forward(way: Way, inputs: tuple[Tensor, ...]) -> Callable[[], Tensor]:
     detached = [x.detach() for x in inputs]
 
     def step() -> Tensor:
