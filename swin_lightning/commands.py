@@ -65,7 +65,8 @@ def export(args: list[str]) -> None:
     """Write a run's checkpoint for this or another project, or as a program that needs torch alone.
 
     Averaged weights where the run kept them. A program of the format pt2 takes normalised float32 images B, 3, S, S:
-    torch.export.load(FILE).module()(images) gives logits; torch.compile(program.module()) makes it faster.
+    torch.export.load(FILE).module()(images) gives logits. torch.compile takes it, and freezes its weights where
+    torch._inductor.config.freezing is set.
     """
     from swin_lightning.models.checkpoints import save_weights
     from swin_lightning.models.formats import WRITTEN

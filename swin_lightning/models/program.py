@@ -11,7 +11,8 @@ def save_program(classifier: nn.Module, path: str | Path, size: int | None = Non
     """Write a classifier in evaluation mode; `torch.export.load(path).module()(images)` needs torch alone.
 
     The program takes normalised float32 images `B, 3, S, S` of any number and one size, and gives logits. It holds
-    plain linear layers, no kernels of this machine. `torch.compile(program.module())` makes it faster.
+    plain linear layers, no kernels of this machine. `torch.compile(program.module())` compiles it, and with
+    `torch._inductor.config.freezing` its weights become constants.
 
     Args:
         classifier: Module with a Swin `backbone` and a linear `head`, on the CPU; its mode is left as it is.
