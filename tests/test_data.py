@@ -132,6 +132,15 @@ def test_evaluation_is_in_order_and_without_randomness():
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(batches, data.val_dataloader(), strict=True))
 
 
+def test_pixels_have_gradients_after_an_evaluation():
+    data, images = Digits(mean=(0.3, 0.4, 0.5), std=(0.1, 0.2, 0.5)), torch.ones(1, 3, 2, 2)
+    with torch.inference_mode():  # as Lightning evaluates, before the first training batch
+        data.normalize(images)
+    images.requires_grad_()
+    data.normalize(images * images).sum().backward()
+    torch.testing.assert_close(images.grad[0, :, 0, 0], 2 / 255 / torch.tensor([0.1, 0.2, 0.5]))
+
+
 def test_normalize_and_denormalize_are_inverse():
     data = Digits(mean=(0.2, 0.4, 0.6), std=(0.1, 0.2, 0.3))
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(2, 3, 1, 1)

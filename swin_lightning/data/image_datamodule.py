@@ -268,7 +268,8 @@ class ImageDataModule(LightningDataModule):
 @functools.cache
 def _by_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
     """`3, 1, 1` on the device, sent there once: the host waits for a GPU that it sends a number to."""
-    return torch.tensor(values, device=device).view(3, 1, 1)
+    with torch.inference_mode(False):  # evaluation may be the first to ask, and training needs it for gradients
+        return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def _spare_cores() -> int:
