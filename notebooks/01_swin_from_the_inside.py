@@ -31,8 +31,8 @@ from itertools import pairwise
 
 import torch
 
-from swin_lightning.explore.canvas import photograph
-from swin_lightning.explore.costs import attention_costs
+from swin_lightning.explore.attention_cost import attention_costs
+from swin_lightning.explore.figures import photograph
 from swin_lightning.explore.receptive_field import receptive_fields
 from swin_lightning.explore.window_figures import (
     cost_figure,
@@ -43,7 +43,7 @@ from swin_lightning.explore.window_figures import (
     windows_figure,
 )
 from swin_lightning.models import swin_tiny_patch4_window7_224
-from swin_lightning.models.windows import fit_window, region_mask, relative_position_index
+from swin_lightning.models.windows import fit_window, relative_position_index, shifted_window_mask
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -96,7 +96,7 @@ shift_figure(photo, patch_size=16, window=7, shift=3)
 # %%
 size, M = (14, 14), 7
 window, shift = fit_window(size, M, M // 2)
-mask = region_mask(size, window, shift)
+mask = shifted_window_mask(size, window, shift)
 mask_figure(mask, ["upper left window", "upper right window", "lower left window", "lower right window"])
 
 # %% [markdown]

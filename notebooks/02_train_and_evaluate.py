@@ -34,8 +34,8 @@ os.environ.setdefault("WANDB_MODE", "disabled")  # this notebook looks at the ru
 import torch
 
 from swin_lightning.cli import main
-from swin_lightning.explore.canvas import image_sheet
 from swin_lightning.explore.evaluation import evaluate, open_run, pixels, samples
+from swin_lightning.explore.figures import image_sheet
 from swin_lightning.explore.result_figures import calibration_figure, confusion_figure, curves_figure, mistakes_figure
 from swin_lightning.explore.runs import read_runs
 

@@ -32,9 +32,8 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 import torch
 
 from swin_lightning.cli import main
-from swin_lightning.explore.attention import record_attention, swin_blocks
+from swin_lightning.explore.attention_maps import record_attention, swin_blocks
 from swin_lightning.explore.evaluation import evaluate, open_run, pixels, samples
-from swin_lightning.explore.maps import backbone_of, grad_cam, rollout
 from swin_lightning.explore.model_figures import (
     bias_figure,
     distance_figure,
@@ -42,6 +41,7 @@ from swin_lightning.explore.model_figures import (
     overlay_figure,
     query_figure,
 )
+from swin_lightning.explore.saliency import backbone_of, grad_cam, rollout
 
 torch.set_num_threads(1)
 RUN = None  # such as "../runs/digits_swin_micro/20260101-120000-0a1b2c3d"

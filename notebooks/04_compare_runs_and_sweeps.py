@@ -34,11 +34,11 @@ from pathlib import Path
 import torch
 
 from swin_lightning.cli import main
-from swin_lightning.explore.canvas import detached
+from swin_lightning.explore.figures import detached
 from swin_lightning.explore.result_figures import curves_figure
 from swin_lightning.explore.runs import all_metrics, markdown_row, read_runs, results
-from swin_lightning.sweep.plots import importance, metric_over_trials, parallel_coordinates
 from swin_lightning.sweep.results import load_sweep
+from swin_lightning.sweep.sweep_figures import importance, metric_over_trials, parallel_coordinates
 
 torch.set_num_threads(1)
 

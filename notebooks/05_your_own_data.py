@@ -39,11 +39,11 @@ import torch
 from swin_lightning.cli import main
 from swin_lightning.data import ImageFolder
 from swin_lightning.data.sampling import ImageDataset
-from swin_lightning.explore.canvas import image_sheet, photograph_folder
 from swin_lightning.explore.evaluation import evaluate, open_run, pixels, samples
+from swin_lightning.explore.figures import image_sheet, photograph_folder
 from swin_lightning.explore.result_figures import confusion_figure, curves_figure
 from swin_lightning.explore.runs import read_runs
-from swin_lightning.models.checkpoints import read_checkpoint
+from swin_lightning.models.weights import read_checkpoint
 
 torch.set_num_threads(1)
 FOLDER = Path("runs/photographs")

@@ -9,7 +9,7 @@ __all__ = ["SwinClassifier", "__version__"]
 def __getattr__(name: str) -> Any:
     # on first use: `import swin_lightning.models` must need torch alone
     if name == "SwinClassifier":
-        from swin_lightning.classifier import SwinClassifier
+        from swin_lightning.tasks.classification import SwinClassifier
 
         return SwinClassifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ import sys
 from swin_lightning import __version__
 from swin_lightning.allocator import restart
 from swin_lightning.commands import COMMANDS, find, overview
-from swin_lightning.errors import UserError, is_ours, one_line
+from swin_lightning.errors import UserError
 
 
 def console() -> None:
@@ -33,12 +33,7 @@ def console() -> None:
 
 def _run(command: str) -> None:
     if command in COMMANDS:  # without Lightning
-        try:
-            find(command)(sys.argv[2:])
-        except ValueError as error:
-            if not is_ours(error):
-                raise
-            raise UserError(one_line(error)) from error
+        find(command)(sys.argv[2:])
         return
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 

@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from swin_lightning.classifier import NO_LABEL
-from swin_lightning.plots import Prediction, learning_curves, prediction_sheet
+from swin_lightning.batch import IGNORE_INDEX
+from swin_lightning.run_figures import Prediction, learning_curves, prediction_sheet
 
 
 class EarlyStopping(LightningEarlyStopping):
@@ -41,7 +41,7 @@ class TrainingMonitor(Callback):
         self._images, self._since = 0, time.perf_counter()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        if logs_now(trainer):  # before clipping
+        if should_log(trainer):  # before clipping
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             pl_module.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
             pl_module.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
@@ -50,7 +50,7 @@ class TrainingMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._images += len(batch["image"]) * trainer.world_size
-        if logs_now(trainer):
+        if should_log(trainer):
             now = time.perf_counter()
             pl_module.log("train/images_per_s", self._images / (now - self._since))
             self._images, self._since = 0, now
@@ -96,13 +96,13 @@ class ProgressBar(RichProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if not trainer.training or last or logs_now(trainer) or not self._shown:
+        if not trainer.training or last or should_log(trainer) or not self._shown:
             hidden = ("train/lr", "train/grad_norm")
             self._shown = {k: float(v) for k, v in trainer.callback_metrics.items() if k not in hidden}
         return self._shown
 
 
-class FirstStep(Callback):
+class CompileTimeLogger(Callback):
     """Says how long the first training step took: a compiled model is compiled in it."""
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class FirstStep(Callback):
         self._said = True
 
 
-class EpochLine(Callback):
+class EpochSummary(Callback):
     """One line an epoch where the output is a file and a progress bar would be noise."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -152,7 +152,9 @@ class PredictionReport(Callback):
         self._predictions: list[Prediction] = []
         self._confusion = None
         if len(self._names) <= self.max_classes:
-            self._confusion = MulticlassConfusionMatrix(len(self._names), ignore_index=NO_LABEL).to(pl_module.device)
+            self._confusion = MulticlassConfusionMatrix(len(self._names), ignore_index=IGNORE_INDEX).to(
+                pl_module.device
+            )
 
     def on_test_batch_end(
         self,
@@ -241,6 +243,6 @@ def class_names(module: LightningModule) -> list[str]:
     return module.hparams.get("class_names") or [str(k) for k in range(module.hparams["num_classes"])]
 
 
-def logs_now(trainer: Trainer) -> bool:
+def should_log(trainer: Trainer) -> bool:
     """Whether the Trainer logs this training step."""
     return (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]

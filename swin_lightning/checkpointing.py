@@ -2,7 +2,7 @@
 
 What a step does follows from the weights, the optimizer's and the averages' state and the place in the epoch, which a
 checkpoint holds, and from random numbers, of which it needs to hold none: the data's are functions of (seed, epoch,
-index), and `StepSeed` makes torch's a function of (seed, epoch, step, rank). That serves all ranks and devices, where
+index), and `PerStepSeed` makes torch's a function of (seed, epoch, step, rank). That serves all ranks and devices, where
 a stored state would be that of one process.
 """
 
@@ -19,6 +19,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from swin_lightning.errors import UserError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -46,7 +48,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             while reason is not None and not isinstance(reason, OSError):
                 reason = reason.__context__
             kept = "the previous one is kept" if target.exists() else "there is no earlier one"
-            raise ValueError(f"checkpoint {target} cannot be written ({reason or error}); {kept}") from error
+            raise UserError(f"checkpoint {target} cannot be written ({reason or error}); {kept}") from error
         if hasattr(os, "O_DIRECTORY"):  # the new name, too, must survive a power cut
             folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -55,7 +57,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.close(folder)
 
 
-class StepSeed(Callback):
+class PerStepSeed(Callback):
     """Seeds torch before every training batch by (seed, epoch, batch, rank): stochastic depth, dropout.
 
     The seed is that of the data.
@@ -106,7 +108,7 @@ class Checkpoint(ModelCheckpoint):
         )
         for name, value in {"every_n_train_steps": every_n_train_steps, "every_n_minutes": every_n_minutes}.items():
             if value < 0:
-                raise ValueError(f"checkpoint.{name} {value} must be at least 0; 0 is off")
+                raise UserError(f"checkpoint.{name} {value} must be at least 0; 0 is off")
         self.last_every_n_steps, self.last_every_n_minutes = every_n_train_steps, every_n_minutes
         self._written_at, self._written_step = 0.0, -1  # last.ckpt
         self._whole = True  # weights, averages and counters tell of the same step, and no gradient is waiting

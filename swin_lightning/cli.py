@@ -17,28 +17,28 @@ from jsonargparse import Namespace
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from swin_lightning import allocator
 from swin_lightning.callbacks import (
     BestMetric,
+    CompileTimeLogger,
     EarlyStopping,
-    EpochLine,
-    FirstStep,
+    EpochSummary,
     PredictionReport,
     PredictionWriter,
     ProgressBar,
     TrainingMonitor,
 )
-from swin_lightning.checkpointing import EMA, Checkpoint, StepSeed
-from swin_lightning.classifier import SwinClassifier
+from swin_lightning.checkpointing import EMA, Checkpoint, PerStepSeed
 from swin_lightning.commands import COMMANDS, RUNS, find
+from swin_lightning.config import Parser, flatten
 from swin_lightning.data import ImageDataModule, ImageNet
-from swin_lightning.errors import UserError, is_ours, one_line
-from swin_lightning.models.checkpoints import read_checkpoint
-from swin_lightning.models.summary import beside_published
-from swin_lightning.parser import Parser, flatten
-from swin_lightning.tracking import ended_by_sweep, finish_wandb
+from swin_lightning.errors import UserError, user_error
+from swin_lightning.loggers import ended_by_sweep, finish_wandb
+from swin_lightning.models.flops import compare_to_published
+from swin_lightning.models.weights import read_checkpoint
+from swin_lightning.tasks.classification import SwinClassifier
 
 RUNS_DIR = "SWIN_LIGHTNING_RUNS"  # where runs go, in place of runs/
 RUN_DIR = "SWIN_LIGHTNING_RUN_DIR"  # tells the ranks that Lightning starts on this machine where the run lives
@@ -149,16 +149,16 @@ class CLI(LightningCLI):
             config["enable_checkpointing"] = False
         config["callbacks"] = list(config["callbacks"] or []) + [c for c in callbacks if getattr(c, "enabled", True)]
         config["callbacks"] += [
-            StepSeed(),
+            PerStepSeed(),
             TrainingMonitor(),
             BestMetric(),
             PredictionReport(self.run_dir),
             PredictionWriter(self.run_dir),
         ]
         if self.config[self.subcommand].model.compile:
-            config["callbacks"].append(FirstStep())
+            config["callbacks"].append(CompileTimeLogger())
         if config.get("enable_progress_bar") is not False:
-            config["callbacks"].append(ProgressBar() if sys.stdout.isatty() else EpochLine())
+            config["callbacks"].append(ProgressBar() if sys.stdout.isatty() else EpochSummary())
             config["enable_progress_bar"] = sys.stdout.isatty()
         if not dry:
             config["callbacks"].append(SaveConfig(self._parser(self.subcommand), self.saved_config))
@@ -201,7 +201,7 @@ class CLI(LightningCLI):
             if isinstance(self.datamodule, ImageNet):
                 backbone, name = self.saved_config.model.backbone, self.saved_config.experiment
                 accuracy, protocol = (values[f"{split}/acc"], values[f"{split}/acc5"]), self.datamodule.eval_protocol()
-                if lines := beside_published(backbone.class_path, name, *accuracy, protocol):
+                if lines := compare_to_published(backbone.class_path, name, *accuracy, protocol):
                     print(lines)
             if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
                 print(f"run folder: {self.run_dir}", flush=True)
@@ -259,13 +259,11 @@ def main(args: list[str] | None = None) -> CLI | None:
         if argv and not argv[0].startswith("-") and argv[0] not in RUNS:
             raise UserError(f"unknown command {argv[0]!r}; choose one of {', '.join([*RUNS, *COMMANDS])}")
         return start(CLI, argv)
-    except (ValueError, MisconfigurationException) as error:
-        ours: BaseException | None = error
-        while ours is not None and not is_ours(ours):
-            ours = ours.__cause__  # jsonargparse wraps what a class that it builds has raised
-        if ours is None:
+    except Exception as error:
+        mistake = user_error(error)
+        if mistake is None:
             raise
-        raise UserError(one_line(ours)) from error
+        raise mistake from error
     except SIGTERMException:
         if not ended_by_sweep():
             raise

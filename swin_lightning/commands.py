@@ -1,12 +1,13 @@
 """All commands by name, and the two that stand here: `swin-lightning models` and `swin-lightning export`."""
 
-import argparse
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
+
+from swin_lightning.errors import CommandParser, UserError
 
 if TYPE_CHECKING:
-    from swin_lightning.classifier import SwinClassifier
+    pass
 
 RUNS = {
     "fit": "train an experiment, then test its best checkpoint",
@@ -44,18 +45,11 @@ def overview() -> str:
     )
 
 
-class CommandParser(argparse.ArgumentParser):
-    """The parser of a command without configuration: a mistake is a ValueError of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{self.prog}: {message}; see {self.prog} --help")
-
-
 def models(args: list[str]) -> None:
     """Print the named models with counted and published figures."""
     parser = CommandParser("swin-lightning models", description=models.__doc__)
     parser.parse_args(args)
-    from swin_lightning.models.summary import table
+    from swin_lightning.models.flops import table
 
     for line in table():
         print(line, flush=True)
@@ -68,9 +62,10 @@ def export(args: list[str]) -> None:
     torch.export.load(FILE).module()(images) gives logits. torch.compile takes it, and freezes its weights where
     torch._inductor.config.freezing is set.
     """
-    from swin_lightning.models.checkpoints import save_weights
-    from swin_lightning.models.formats import WRITTEN
-    from swin_lightning.models.program import save_program
+    from swin_lightning.export import export_pt2
+    from swin_lightning.models.weight_formats import WRITTEN
+    from swin_lightning.models.weights import save_weights
+    from swin_lightning.tasks.classification import load_classifier
 
     parser = CommandParser("swin-lightning export", description=export.__doc__)
     parser.add_argument("checkpoint", metavar="CKPT", help="a .ckpt of a run")
@@ -81,28 +76,10 @@ def export(args: list[str]) -> None:
     parser.add_argument("--size", type=int, help="side of a program's images; the model's own if not given")
     options = parser.parse_args(args)
     if options.size is not None and options.format != "pt2":
-        raise ValueError(f"--size {options.size} has no meaning for --format {options.format}; leave it out")
+        raise UserError(f"--size {options.size} has no meaning for --format {options.format}; leave it out")
     classifier = load_classifier(options.checkpoint)
     if options.format == "pt2":
-        save_program(classifier, options.output, options.size)
+        export_pt2(classifier, options.output, options.size)
     else:
         save_weights(classifier, options.output, options.format)
     print(f"wrote {options.output}: {options.format} format")
-
-
-def load_classifier(path: str) -> "SwinClassifier":
-    """The classifier of a run's checkpoint, on the CPU.
-
-    Raises:
-        ValueError: If the file is no checkpoint of a run, or does not know its backbone.
-    """
-    from swin_lightning.classifier import SwinClassifier
-    from swin_lightning.models.checkpoints import read_checkpoint
-
-    hparams = read_checkpoint(path).get("hyper_parameters")
-    if not isinstance(hparams, dict) or "backbone" not in hparams:
-        raise ValueError(
-            f"checkpoint {path!r} does not tell its model, as those of `swin-lightning fit` do; for weights, build the "
-            "model in Python with weights=PATH and call models.checkpoints.save_weights"
-        )
-    return SwinClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)

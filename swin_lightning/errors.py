@@ -1,30 +1,49 @@
-"""Mistakes of the user, each as one line that names the value and the cure."""
+"""Errors caused by user input: one line with the offending value and what to do about it.
 
+A `UserError` is raised where the mistake is known and printed by the entry point without a traceback. Every other
+exception is a bug, of this package or of a library, and keeps its traceback.
+"""
+
+import argparse
 import re
-import traceback
-from pathlib import Path
+from typing import NoReturn
 
 
-class UserError(Exception):
-    """A mistake that the user can cure; its message is one line."""
+class UserError(ValueError):
+    """A mistake in arguments, files or data that the user can fix. The message is a single line."""
 
 
-def is_ours(error: BaseException) -> bool:
-    """Whether an error was raised on purpose: by this package, also in a loader's process, or by Lightning."""
-    if type(error).__name__ == "MisconfigurationException" or "in DataLoader worker process" in str(error):
-        return True
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+class CommandParser(argparse.ArgumentParser):
+    """Parser of a command without configuration files; a wrong argument is a `UserError`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; run {self.prog} --help for options")
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message in one line; of an error in a loader's process, what it was there."""
+def user_error(error: BaseException) -> UserError | None:
+    """The mistake behind an exception, or None for a bug.
+
+    jsonargparse and Lightning wrap what a class raises, so the chain of causes is searched. Lightning's
+    `MisconfigurationException` reports wrong arguments of the Trainer and counts as well.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause if str(cause) == summarize(cause) else UserError(summarize(cause))
+        if type(cause).__name__ == "MisconfigurationException":  # by name: this module imports nothing heavy
+            return UserError(summarize(cause))
+        cause = cause.__cause__
+    return None
+
+
+def summarize(error: BaseException) -> str:
+    """The message of an exception on one line; for an exception from a DataLoader worker, the original message."""
     text = str(error)
     if "in DataLoader worker process" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2]
-    return squeeze(text)
+    return collapse_whitespace(text)
 
 
-def squeeze(message: str) -> str:
-    """Every run of white space as one space."""
+def collapse_whitespace(message: str) -> str:
+    """Replace every run of white space by one space."""
     return re.sub(r"\s+", " ", message).strip()

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from swin_lightning.errors import UserError
+
 # bias tables and the small networks that make biases: regularised by nothing (official `no_weight_decay_keywords`)
 NO_DECAY = ("relative_position_bias_table", "absolute_pos_embed", "cpb_mlp", "logit_scale")
 
@@ -37,7 +39,7 @@ def parameter_groups(
         ValueError: Where layer-wise decay is asked for and the depth is unknown.
     """
     if layer_decay != 1.0 and layer_id is None:
-        raise ValueError(
+        raise UserError(
             f"model.layer_decay {layer_decay} needs a backbone with a method layer_id(name); "
             "add one to yours, or set layer_decay to 1"
         )

@@ -7,10 +7,10 @@ from PIL import Image
 from swin_lightning.benchmark import data as benchmark
 from swin_lightning.benchmark.usual import OPERATIONS, UsualDataset
 from swin_lightning.cli import main
-from swin_lightning.data import operations
-from tests.test_cli import DIGITS
-from tests.test_repeats import photographs  # noqa: F401
-from tests.test_transforms import noise
+from swin_lightning.data import rand_augment as operations
+from tests.data.test_sampling import photographs  # noqa: F401
+from tests.data.test_transforms import noise
+from tests.support.cli import DIGITS
 
 
 def test_the_figures_of_every_step_and_the_limit(capsys):

@@ -13,7 +13,7 @@ from swin_lightning.benchmark import benchmark, model, peers, trainer
 from swin_lightning.benchmark.measure import Contestant, paired_ratio, take_turns
 from swin_lightning.commands import find
 from swin_lightning.models.linear import Linear
-from tests.test_cli import environment
+from tests.support.cli import environment
 
 SMALL = ["model", "--model", "swin_micro_patch4_window4_32", "--batch-size", "2", "--rounds", "2", "--threads", "1",
          "--device", "cpu"]  # fmt: skip

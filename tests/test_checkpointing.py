@@ -8,13 +8,13 @@ import torch
 from lightning import Callback
 
 from swin_lightning import checkpointing
-from swin_lightning.checkpointing import EMA, AtomicCheckpointIO, Checkpoint, StepSeed
-from swin_lightning.classifier import SwinClassifier
+from swin_lightning.checkpointing import EMA, AtomicCheckpointIO, Checkpoint, PerStepSeed
 from swin_lightning.cli import main
 from swin_lightning.data import Digits
 from swin_lightning.models import SwinTransformer
-from tests.kills import compare, differences, write_parquet
-from tests.test_cli import DIGITS
+from swin_lightning.tasks.classification import SwinClassifier
+from tests.support.cli import DIGITS
+from tests.support.kills import compare, differences, write_parquet
 
 # writing
 
@@ -71,7 +71,7 @@ def fit(make_trainer, tmp_path, ckpt_path=None, callbacks=(), num_workers=0, **k
         num_workers=num_workers, batch_size=40, rand_augment="rand-m9-mstd0.5-inc1", mixup=0.8, random_erasing=0.3
     )
     trainer = make_trainer(
-        callbacks=[StepSeed(), EMA(0.9), Checkpoint(dirpath=str(tmp_path), every_n_train_steps=10), *callbacks],
+        callbacks=[PerStepSeed(), EMA(0.9), Checkpoint(dirpath=str(tmp_path), every_n_train_steps=10), *callbacks],
         enable_checkpointing=True,
         **{"max_epochs": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0} | kwargs,
     )

@@ -1,7 +1,6 @@
 """The command line as users call it, in this process, on the embedded digits."""
 
 import csv
-import os
 import signal
 import subprocess
 import sys
@@ -17,21 +16,13 @@ from PIL import Image
 from swin_lightning import SwinClassifier
 from swin_lightning.cli import main
 from swin_lightning.errors import UserError
+from tests.support.cli import DIGITS, EXPERIMENTS, SHORT, environment, metrics
 
-ROOT = Path(__file__).parent.parent
-EXPERIMENTS = ROOT / "experiments"
-DIGITS = str(EXPERIMENTS / "digits_swin_micro.yaml")
-SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.log_every_n_steps=1"]
 RUNS = Path("runs/digits_swin_micro")
 
 
 def fit(*more):
     return main(["fit", "-c", DIGITS, *SHORT, *more])
-
-
-def metrics(run_dir, name):
-    with (run_dir / "metrics.csv").open() as file:
-        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
 def test_a_run_leaves_its_whole_story_in_a_folder_of_its_own(capsys, monkeypatch):
@@ -76,7 +67,7 @@ def test_an_overlay_appends_callbacks_and_keeps_the_named_ones(tmp_path):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(
         "trainer:\n  callbacks+:\n    - class_path: lightning.pytorch.callbacks.RichModelSummary\n"
-        "  logger+:\n    - class_path: swin_lightning.tracking.CSVLogger\n      init_args: {save_dir: other}\n"
+        "  logger+:\n    - class_path: swin_lightning.loggers.CSVLogger\n      init_args: {save_dir: other}\n"
     )
     cli = fit("-c", str(overlay), "--ema.decay=0.9", "--early_stopping.patience=3")
     names = [type(callback).__name__ for callback in cli.trainer.callbacks]
@@ -259,13 +250,6 @@ def test_the_console_prints_one_line_and_exits_with_2():
 
 def test_hidden_arguments_of_wandbs_agent_are_dropped():
     assert fit("--_wandb_extra=1").trainer.global_step == 3
-
-
-def environment():
-    """Of a process: this checkout on its path, one thread, no W&B account, and no ranks of a test in this process."""
-    ranks = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "SWIN_LIGHTNING_RUN_DIR")
-    kept = {name: value for name, value in os.environ.items() if name not in ranks}
-    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 class Flat(torch.nn.Module):

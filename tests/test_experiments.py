@@ -12,8 +12,8 @@ from PIL import Image
 from swin_lightning import SwinClassifier
 from swin_lightning.cli import main
 from swin_lightning.models import swin_tiny_patch4_window7_224
-from swin_lightning.models.checkpoints import save_weights
-from tests.test_cli import DIGITS, EXPERIMENTS, SHORT
+from swin_lightning.models.weights import save_weights
+from tests.support.cli import DIGITS, EXPERIMENTS, SHORT
 
 CPU = str(EXPERIMENTS / "hardware" / "cpu.yaml")
 FILES = sorted(path for path in EXPERIMENTS.glob("*.yaml") if path.name != "base.yaml")

@@ -8,7 +8,7 @@ import jupytext
 import nbformat
 import pytest
 
-from tests.test_cli import environment
+from tests.support.cli import environment
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -8,9 +8,9 @@ from lightning import Callback
 from torch import nn
 from torch.utils.data import DataLoader
 
-from swin_lightning.classifier import SwinClassifier
 from swin_lightning.models import SwinTransformer
 from swin_lightning.optim import parameter_groups, warmup_cosine
+from swin_lightning.tasks.classification import SwinClassifier
 
 
 def tiny_classifier(**kwargs):

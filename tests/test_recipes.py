@@ -12,8 +12,8 @@ from torch.optim import AdamW
 
 from swin_lightning.cli import CLI, main
 from swin_lightning.data.transforms import RandAugment, RandomResizedCrop
-from swin_lightning.models.summary import beside_published, builders, published
-from tests.test_cli import EXPERIMENTS
+from swin_lightning.models.flops import builders, compare_to_published, published
+from tests.support.cli import EXPERIMENTS
 
 # Source: microsoft/Swin-Transformer, config.py, configs/ and get_started.md. All rates are for a batch of 512.
 # lr, lr at the end, lr at the start, epochs, warm-up epochs, weight decay
@@ -145,7 +145,7 @@ def test_evaluation_cuts_the_published_pixels(name):
 def test_the_published_accuracy_is_that_of_the_header_and_of_this_protocol(name):
     cli = parsed(name)
     backbone, protocol = cli.saved_config.model.backbone.class_path, cli.datamodule.eval_protocol()
-    measured, theirs = beside_published(backbone, cli.saved_config.experiment, 0.5, 1.0, protocol).splitlines()
+    measured, theirs = compare_to_published(backbone, cli.saved_config.experiment, 0.5, 1.0, protocol).splitlines()
     assert measured == f"measured   top-1 50.0  top-5 100.0  {protocol}"
     assert theirs.endswith(f"{'ImageNet-22K, then 1K' if '22k' in name else 'ImageNet-1K'}; {protocol}")
     top1, top5 = theirs.split()[2:5:2]
@@ -158,4 +158,4 @@ def test_the_published_accuracy_is_that_of_the_header_and_of_this_protocol(name)
 def test_nothing_is_published_for_a_model_of_ones_own():
     for path in ("swin_lightning.models.SwinTransformer", "swin_lightning.models.swin_micro_patch4_window4_32",
                  "mine.swin_tiny_patch4_window7_224", ""):  # fmt: skip
-        assert beside_published(path, "mine", 0.5, 1.0, "whole") is None
+        assert compare_to_published(path, "mine", 0.5, 1.0, "whole") is None

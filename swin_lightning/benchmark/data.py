@@ -15,13 +15,13 @@ from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
 
 from swin_lightning.benchmark.usual import UsualDataset
-from swin_lightning.classifier import SwinClassifier
-from swin_lightning.commands import CommandParser
+from swin_lightning.config import Parser
 from swin_lightning.data import ImageDataModule
 from swin_lightning.data.decoding import Encoded
-from swin_lightning.data.sampling import EpochSampler, ImageDataset
+from swin_lightning.data.sampling import ImageDataset, ResumableSampler
 from swin_lightning.data.transforms import Transform
-from swin_lightning.parser import Parser
+from swin_lightning.errors import CommandParser, UserError
+from swin_lightning.tasks.classification import SwinClassifier
 
 ROUNDS = 5
 Row = tuple[str, float]  # what, images/s
@@ -42,12 +42,12 @@ def main(args: list[str]) -> None:
     parser.add_argument("--show", metavar="FILE", help="write a sheet of augmented images there, and measure nothing")
     options, overrides = parser.parse_known_args(args)
     if options.images < 1:
-        raise ValueError(f"--images {options.images} must be at least 1")
+        raise UserError(f"--images {options.images} must be at least 1")
     data, model = build(options.config, overrides)
     data.prepare_data()
     data.setup("fit")
     if not hasattr(data.sources["train"], "__getitem__"):
-        raise ValueError("a stream's images have no numbers; measure a local part of it, with --data.streaming false")
+        raise UserError("a stream's images have no numbers; measure a local part of it, with --data.streaming false")
     if options.show:
         show(data, Path(options.show))
         print(f"wrote {options.show}")
@@ -80,7 +80,7 @@ def build(files: list[str], overrides: list[str]) -> tuple[ImageDataModule, Swin
     config: Any = None
     for file in files:
         if not Path(file).is_file():
-            raise ValueError(f"-c {file}: there is no such file")
+            raise UserError(f"-c {file}: there is no such file")
         content = yaml.safe_load(Path(file).read_text()) or {}
         part = {key: content[key] for key in ("model", "data") if key in content}
         config = parser.parse_object(part, config, defaults=config is None)
@@ -94,7 +94,7 @@ def single_process(data: ImageDataModule, images: int) -> tuple[list[Row], Row]:
     """Images/s of each step by itself, and of all of them, in this process and on one thread."""
     source, transform = data.sources["train"], data.train_transform()
     cropped, dataset = Transform([], transform.crop), ImageDataset(source, transform, data.seed)
-    keys = list(islice(EpochSampler(len(source), 1, data.seed, training=True), images))
+    keys = list(islice(ResumableSampler(len(source), 1, data.seed, training=True), images))
 
     def read(key: tuple[int, int]) -> Any:
         image = source[key[1]][0]
@@ -151,7 +151,7 @@ def beside_the_usual(data: ImageDataModule, images: int) -> tuple[float, float, 
     """
     source = data.sources["train"]
     if data.crop != "random_resized" or not isinstance(source[0][0], Encoded):
-        raise ValueError("--usual compares the pipeline of ImageNet: data.crop random_resized, from image files")
+        raise UserError("--usual compares the pipeline of ImageNet: data.crop random_resized, from image files")
     images = min(images, len(source))
 
     def loader(dataset: Any) -> DataLoader[Any]:
@@ -174,7 +174,7 @@ def beside_the_usual(data: ImageDataModule, images: int) -> tuple[float, float, 
     return median(ours), median(usual), [a / b for a, b in rates]
 
 
-class _Keys(EpochSampler):
+class _Keys(ResumableSampler):
     """So many images of an epoch."""
 
     def __init__(self, size: int, images: int, seed: int) -> None:

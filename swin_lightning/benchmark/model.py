@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from swin_lightning.allocator import SETTINGS, SWITCH
 from swin_lightning.benchmark import peers, report
 from swin_lightning.benchmark.measure import Contestant, evaluation, matrix_product, take_turns, timed, training
-from swin_lightning.commands import CommandParser
-from swin_lightning.models.summary import builders, count, image_size, num_classes
+from swin_lightning.errors import CommandParser, UserError
+from swin_lightning.models.flops import builders, count, image_size, num_classes
 
 OURS = "swin_lightning"
 MODES = ("eval", "train")
@@ -61,9 +61,9 @@ def main(args: list[str]) -> None:
     """
     options = parser().parse_args(args)
     if options.batch_size < 1 or (options.rounds or 1) < 1:
-        raise ValueError(f"--batch-size {options.batch_size} and --rounds {options.rounds} must be at least 1")
+        raise UserError(f"--batch-size {options.batch_size} and --rounds {options.rounds} must be at least 1")
     if options.model not in builders():
-        raise ValueError(f"--model {options.model}: unknown; `swin-lightning models` lists the names")
+        raise UserError(f"--model {options.model}: unknown; `swin-lightning models` lists the names")
     torch.set_num_threads(options.threads)
     if options.trainer:
         importlib.import_module("swin_lightning.benchmark.trainer").compare(options)
@@ -151,7 +151,7 @@ def run_worker(
     command += [f"--{mode}", "--worker", name, "--rounds", str(rounds)]
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise ValueError(f"the process of {name} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+        raise UserError(f"the process of {name} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 

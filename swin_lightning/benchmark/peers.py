@@ -16,10 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from swin_lightning.models.checkpoints import export_weights
-from swin_lightning.models.summary import builders
+from swin_lightning.errors import UserError
+from swin_lightning.models.flops import builders
 from swin_lightning.models.swin import SwinTransformer
 from swin_lightning.models.swin_v2 import SwinTransformerV2
+from swin_lightning.models.weights import export_weights
 
 TOLERANCE = 1e-4  # largest difference of two logits that still counts as the same model
 VITS = {"vit_small_patch16_224": 4.6e9, "vit_base_patch16_224": 17.6e9, "vit_large_patch16_224": 61.6e9}  # MACs
@@ -108,7 +109,7 @@ def peer(name: str, classifier: Classifier, drop_path: float, official: str | No
     missing, unexpected = model.load_state_dict(state, strict=False)
     unfilled = {key for key, _ in model.named_parameters()} & set(missing)
     if unexpected or unfilled:
-        raise ValueError(f"{name} does not take our weights: {[*sorted(unfilled), *unexpected][:3]}")
+        raise UserError(f"{name} does not take our weights: {[*sorted(unfilled), *unexpected][:3]}")
     return Logits(model) if name == "transformers" else model
 
 
@@ -130,7 +131,7 @@ def find_peers(folder: str | None) -> None:
     """Let the imports find peers in a folder, after what is installed."""
     if folder is not None:
         if not Path(folder).is_dir():
-            raise ValueError(f"--peers {folder}: there is no such folder")
+            raise UserError(f"--peers {folder}: there is no such folder")
         sys.path.append(folder)
 
 
@@ -147,9 +148,7 @@ def accepted(name: str, difference: float) -> float:
         ValueError: Where the outputs differ.
     """
     if not difference <= TOLERANCE:
-        raise ValueError(
-            f"{name} answers differently by {difference:.1e} with our weights: there is nothing to compare"
-        )
+        raise UserError(f"{name} answers differently by {difference:.1e} with our weights: there is nothing to compare")
     return difference
 
 
@@ -182,7 +181,7 @@ def _official(plan: Plan) -> nn.Module:
         raise ImportError("no --official FILE")
     spec = importlib.util.spec_from_file_location("official_swin", plan.official)
     if spec is None or spec.loader is None or not Path(plan.official).is_file():
-        raise ValueError(f"--official {plan.official}: there is no such Python file")
+        raise UserError(f"--official {plan.official}: there is no such Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     name = "SwinTransformerV2" if plan.v2 else "SwinTransformer"

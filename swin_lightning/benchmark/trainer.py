@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 from swin_lightning.benchmark.measure import autocast, paired_ratio
 from swin_lightning.callbacks import BestMetric, TrainingMonitor
 from swin_lightning.checkpointing import EMA
-from swin_lightning.classifier import SwinClassifier
-from swin_lightning.models.summary import builders, image_size, num_classes
-from swin_lightning.tracking import CSVLogger
+from swin_lightning.loggers import CSVLogger
+from swin_lightning.models.flops import builders, image_size, num_classes
+from swin_lightning.tasks.classification import SwinClassifier
 
 STEPS, WARMUP = 40, 5  # of one measurement; the first are left out
 CLIP = 5.0

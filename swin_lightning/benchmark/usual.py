@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch.utils.data import Dataset
 
 from swin_lightning.data.image_datamodule import ImageDataModule
-from swin_lightning.data.sources import Source
+from swin_lightning.data.readers import Source
 from swin_lightning.data.transforms import RandAugment, RandomResizedCrop
 
 Fill = tuple[int, int, int]

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from swin_lightning.data.hub import load_hub
+from swin_lightning.data.hub_download import load_hub
 from swin_lightning.data.image_datamodule import ImageDataModule
-from swin_lightning.data.sources import ArrayImages, HubImages, Source
+from swin_lightning.data.readers import ArrayImages, HubImages, Source
+from swin_lightning.errors import UserError
 
 
 class CIFAR10(ImageDataModule):
@@ -46,7 +47,7 @@ class CIFAR10(ImageDataModule):
         dataset = load_hub(self.path)
         images = HubImages(dataset["test" if self._is_test(split) else "train"], self.path)
         if images.num_classes not in (None, self.num_classes):
-            raise ValueError(
+            raise UserError(
                 f"data.path {self.path!r} has {images.num_classes} classes, {type(self).__name__} {self.num_classes}"
             )
         source = _in_memory(images)

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from swin_lightning.errors import UserError
+
 Array = np.ndarray
 
 END = b"\xff\xd9"  # of a JPEG
@@ -34,7 +36,7 @@ class Box(NamedTuple):
         return image[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
-class BadImage(ValueError):
+class CorruptImageError(UserError):
     """A file that cannot be decoded; the message names it."""
 
 
@@ -58,7 +60,7 @@ class Encoded:
         """Height and width of the upright image in pixels.
 
         Raises:
-            BadImage: If the file is no image or is damaged.
+            CorruptImageError: If the file is no image or is damaged.
         """
         header = self._read()
         return (header.height, header.width) if header is not None else self.pixels().shape[:2]
@@ -67,7 +69,7 @@ class Encoded:
         """The whole image, `H, W, 3` uint8 RGB, turned upright as its EXIF says.
 
         Raises:
-            BadImage: If the file is no image or is damaged.
+            CorruptImageError: If the file is no image or is damaged.
         """
         if self._pixels is None:
             header = self._read()
@@ -85,7 +87,7 @@ class Encoded:
                 just twice the target differ from the whole image's box by 0.7, 0.9 and 1.1 grey levels in the mean.
 
         Raises:
-            BadImage: If the file is no image or is damaged.
+            CorruptImageError: If the file is no image or is damaged.
         """
         header = self._read()
         if header is not None and self._pixels is None:
@@ -106,7 +108,7 @@ class Encoded:
                     self.data = self.data.read_bytes()
                 self._header = _jpeg_header(self.data)
             except (OSError, ValueError) as error:
-                raise BadImage(f"cannot read the image {self.name}: {error}; repair or remove it") from error
+                raise CorruptImageError(f"cannot read the image {self.name}: {error}; repair or remove it") from error
             if self._header is None:
                 self._pixels = _decode_by_pil(self.data, self.name)
         return self._header
@@ -116,7 +118,7 @@ def decode(data: bytes | Path, name: str) -> Array:
     """Decode an image file to `H, W, 3` uint8 RGB, turned upright as its EXIF says.
 
     Raises:
-        BadImage: If the file is no image or is damaged.
+        CorruptImageError: If the file is no image or is damaged.
     """
     return Encoded(data, name).pixels()
 
@@ -173,7 +175,7 @@ def _jpeg_header(data: bytes) -> Header | None:
         elif marker == 0xDA:
             end = len(data) - 2 if data.endswith(END) and not more else data.find(END, at)  # a search takes its time
             if end < 0:
-                raise ValueError("the file is cut off")
+                raise UserError("the file is cut off")
             if len(frame) < 6 or frame[0] != 8 or frame[5] not in (1, 3):
                 return None  # no image, 12 bits, CMYK
             height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
@@ -197,17 +199,17 @@ def _decode_by_pil(data: bytes | Path, name: str) -> Array:
             image.load()
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))  # a copy that may be written to, as torch wants
     except Exception as error:  # PIL raises nearly every kind for one or another broken file
-        raise BadImage(f"cannot read the image {name}: {error}; repair or remove it") from error
+        raise CorruptImageError(f"cannot read the image {name}: {error}; repair or remove it") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey, which PIL would clip to 8 instead of scaling
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 0xFFFF:
-            raise ValueError(f"its values from {grey.min()} to {grey.max()} are no 16 bits of grey")
+            raise UserError(f"its values from {grey.min()} to {grey.max()} are no 16 bits of grey")
         return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range")
+        raise UserError("floating-point pixels have no agreed range")
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # a palette's transparency is dropped like any other
     return image.convert("RGB")

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from swin_lightning.data.image_datamodule import ImageDataModule
-from swin_lightning.data.sources import ArrayImages, Source
+from swin_lightning.data.readers import ArrayImages, Source
 
 
 class Digits(ImageDataModule):

@@ -13,10 +13,12 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from swin_lightning.data.mixing import Mixing, random_erasing
-from swin_lightning.data.sampling import EpochLoader, EpochSampler, ImageDataset, OnBadImage
-from swin_lightning.data.sources import NO_LABEL, FileImages, Source, list_images
+from swin_lightning.batch import IGNORE_INDEX
+from swin_lightning.data.mixup import MixupCutmix, random_erasing
+from swin_lightning.data.readers import FileImages, Source, list_images
+from swin_lightning.data.sampling import EpochLoader, ImageDataset, OnBadImage, ResumableSampler
 from swin_lightning.data.transforms import Crop, EvalCrop, Transform, eval_transform, train_transform
+from swin_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +91,7 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         for name, value in {"image_size": image_size, "batch_size": batch_size}.items():
             if value < 1:
-                raise ValueError(f"data.{name} {value} must be at least 1")
+                raise UserError(f"data.{name} {value} must be at least 1")
         self.image_size = image_size
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -97,7 +99,7 @@ class ImageDataModule(LightningDataModule):
         self.crop, self.crop_scale = crop, crop_scale
         self.hflip, self.rotate, self.rand_augment = hflip, rotate, rand_augment
         self.random_erasing = random_erasing
-        self.mixing = Mixing(mixup, cutmix, mix_probability, mix_switch)
+        self.mixing = MixupCutmix(mixup, cutmix, mix_probability, mix_switch)
         self.eval_crop, self.eval_crop_ratio = eval_crop, eval_crop_ratio
         self.mean, self.std = tuple(mean), tuple(std)
         self.predict_path = predict_path
@@ -131,7 +133,7 @@ class ImageDataModule(LightningDataModule):
             sampler.set_epoch(self.trainer.current_epoch)
             sampler.skip = self._batches_done(len(sampler) // sampler.batch_size)
         if not len(sampler):
-            raise ValueError(
+            raise UserError(
                 f"data.batch_size {self.batch_size} is larger than the training set of "
                 f"{len(self.sources['train'])} images; lower it"
             )
@@ -212,7 +214,7 @@ class ImageDataModule(LightningDataModule):
             return self.batch_size
         parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
         if self.batch_size % parts:
-            raise ValueError(
+            raise UserError(
                 f"data.batch_size {self.batch_size} is the global batch and cannot be shared by "
                 f"{self.trainer.world_size} devices x {self.trainer.accumulate_grad_batches} accumulated batches; "
                 f"use a multiple of {parts}"
@@ -232,13 +234,13 @@ class ImageDataModule(LightningDataModule):
         end = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
         return done if done < end else 0  # at its end the next epoch begins
 
-    def _sampler(self, split: str) -> EpochSampler:
+    def _sampler(self, split: str) -> ResumableSampler:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         training = split == "train"
         batch_size = self.micro_batch_size() if training else self.eval_batch_size or self.micro_batch_size()
-        return EpochSampler(len(self.sources[split]), batch_size, self.seed, training, rank, world_size)
+        return ResumableSampler(len(self.sources[split]), batch_size, self.seed, training, rank, world_size)
 
-    def _loader(self, split: str, sampler: EpochSampler) -> DataLoader[Any]:
+    def _loader(self, split: str, sampler: ResumableSampler) -> DataLoader[Any]:
         training = split == "train"
         transform = self.train_transform() if training else self.eval_transform()
         workers = self.workers()
@@ -255,14 +257,14 @@ class ImageDataModule(LightningDataModule):
     def _predict_source(self) -> Source:
         path = Path(self.predict_path or "")
         if self.predict_path is None or not path.exists():
-            raise ValueError(
+            raise UserError(
                 f"data.predict_path {self.predict_path!r}: there is no such image or folder; "
                 "pass --data.predict_path FOLDER"
             )
         paths: Sequence[Path] = [path] if path.is_file() else list_images(path)
         if not paths:
-            raise ValueError(f"data.predict_path {self.predict_path!r} holds no image")
-        return FileImages(paths, [NO_LABEL] * len(paths))
+            raise UserError(f"data.predict_path {self.predict_path!r} holds no image")
+        return FileImages(paths, [IGNORE_INDEX] * len(paths))
 
 
 @functools.cache

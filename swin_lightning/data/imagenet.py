@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from swin_lightning.data.hub import load_hub
+from swin_lightning.data.hub_download import load_hub
 from swin_lightning.data.image_datamodule import ImageDataModule
-from swin_lightning.data.shards import TarImages, class_list, find_shards
-from swin_lightning.data.sources import HubImages, Source, class_folders, label_column, read_class_folders
+from swin_lightning.data.readers import HubImages, Source, class_folders, label_column, read_class_folders
 from swin_lightning.data.streaming import Stream, StreamedImages, StreamLoader
+from swin_lightning.data.tar_shards import TarImages, class_list, find_shards
+from swin_lightning.errors import UserError
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 
@@ -40,9 +41,7 @@ class ImageFolder(ImageDataModule):
         if self.streaming:
             names = self._stream("train").class_names
             if not names:
-                raise ValueError(
-                    f"data.path {self.path!r} does not name its classes; subclass ImageFolder to name them"
-                )
+                raise UserError(f"data.path {self.path!r} does not name its classes; subclass ImageFolder to name them")
             return names
         if self._shards("train"):
             return class_list(Path(self.path), self._tar("train"))
@@ -73,7 +72,7 @@ class ImageFolder(ImageDataModule):
         for name in _names(*wanted):
             if name in dataset:
                 return HubImages(dataset[name], self.path)
-        raise ValueError(f"data.path {self.path!r} has no split {split!r}, only {list(dataset)}")
+        raise UserError(f"data.path {self.path!r} has no split {split!r}, only {list(dataset)}")
 
     def train_dataloader(self) -> Any:
         stream = self.sources["train"]
@@ -81,7 +80,7 @@ class ImageFolder(ImageDataModule):
             return super().train_dataloader()
         size = self.stream_size or stream.size
         if size is None:
-            raise ValueError(f"data.path {self.path!r} does not tell its number of images; set data.stream_size")
+            raise UserError(f"data.path {self.path!r} does not tell its number of images; set data.stream_size")
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batch_size = self.micro_batch_size()
         data = StreamedImages(
@@ -133,7 +132,7 @@ class ImageFolder(ImageDataModule):
     def _folder(self, *splits: str) -> Path:
         found = [Path(self.path) / name for name in _names(*splits) if (Path(self.path) / name).is_dir()]
         if not found:
-            raise ValueError(f"data.path {self.path!r}: there is no folder {Path(self.path) / splits[0]}")
+            raise UserError(f"data.path {self.path!r}: there is no folder {Path(self.path) / splits[0]}")
         return found[0]
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from swin_lightning.data.decoding import BadImage
-from swin_lightning.data.sources import NO_LABEL, Source
+from swin_lightning.batch import IGNORE_INDEX
+from swin_lightning.data.decoding import CorruptImageError
+from swin_lightning.data.readers import Source
 from swin_lightning.data.transforms import Transform
+from swin_lightning.errors import UserError
 
 OnBadImage = Literal["raise", "skip"]
 Key = tuple[int, int]  # epoch, index; ~index for a repeated sample that fills the last batch of a rank
@@ -60,26 +62,26 @@ class ImageDataset(Dataset[dict[str, Any]]):
         try:
             image, target = self.source[index]
             pixels, place, bad = self.transform(image, seed), index, -1
-        except BadImage:
+        except CorruptImageError:
             if self.on_bad_image == "raise":
                 raise
             pixels, target, place = self._stand_in(index, seed)
             bad = index
-        target = NO_LABEL if repeated else target
+        target = IGNORE_INDEX if repeated else target
         return {"image": channels_first(pixels), "target": target, "index": place, "bad": bad}
 
     def _stand_in(self, index: int, seed: tuple[int, int, int]) -> tuple[np.ndarray, int, int]:
         """Pixels, target and index of what takes the place of an unreadable image."""
         if not self.training:
-            return self.transform(np.zeros((32, 32, 3), np.uint8), seed), NO_LABEL, -1
+            return self.transform(np.zeros((32, 32, 3), np.uint8), seed), IGNORE_INDEX, -1
         for step in range(1, min(100, len(self.source))):
             place = (index + step) % len(self.source)
             try:
                 image, target = self.source[place]
                 return self.transform(image, seed), target, place
-            except BadImage:
+            except CorruptImageError:
                 pass
-        raise ValueError(
+        raise UserError(
             f"{self.source.name(index)} and all images after it cannot be read, as far as was tried; see data.path"
         )
 
@@ -91,12 +93,12 @@ def channels_first(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(planes)
 
 
-class EpochSampler(DistributedSampler[Any]):
+class ResumableSampler(DistributedSampler[Any]):
     """Sampler for training and evaluation, on one or several ranks.
 
     In training every epoch is a new permutation of which the incomplete last global batch is left out, and
     `skip` leaves out the batches that a resumed epoch has seen. In evaluation every sample comes once, in order;
-    ranks that would come short repeat one under `NO_LABEL`, because collective operations need equal numbers of steps.
+    ranks that would come short repeat one under `IGNORE_INDEX`, because collective operations need equal numbers of steps.
 
     It is a `DistributedSampler` so that Lightning keeps it as it is.
     """

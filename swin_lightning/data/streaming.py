@@ -22,10 +22,12 @@ import fsspec
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset
 
-from swin_lightning.data.decoding import BadImage, Encoded
+from swin_lightning.batch import IGNORE_INDEX
+from swin_lightning.data.decoding import CorruptImageError, Encoded
+from swin_lightning.data.readers import label_column
 from swin_lightning.data.sampling import OnBadImage, channels_first
-from swin_lightning.data.sources import NO_LABEL, label_column
 from swin_lightning.data.transforms import Transform
+from swin_lightning.errors import UserError
 
 
 class Stream:
@@ -46,7 +48,7 @@ class Stream:
         splits = load_stream(path, names)
         found = next((name for name in names if name in splits), None)
         if found is None:
-            raise ValueError(f"data.path {path!r} has no split {names[0]!r}, only {list(splits)}")
+            raise UserError(f"data.path {path!r} has no split {names[0]!r}, only {list(splits)}")
         rows = splits[found]
         self.features = rows.features or rows._resolve_features().features
         self.image_column = next(n for n, kind in self.features.items() if isinstance(kind, datasets.Image))
@@ -79,7 +81,7 @@ def load_stream(path: str, names: tuple[str, ...]) -> Any:
                     return datasets.load_dataset(builder, data_files={name: pattern}, streaming=True)
         return {}
     except (OSError, ImportError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"data.path {path!r} cannot be streamed ({str(error).splitlines()[0]})") from error
+        raise UserError(f"data.path {path!r} cannot be streamed ({str(error).splitlines()[0]})") from error
 
 
 class StreamedImages(IterableDataset[dict[str, Any]]):
@@ -89,7 +91,7 @@ class StreamedImages(IterableDataset[dict[str, Any]]):
         stream: Where from.
         transform: From an image to its pixels.
         seed: Of order and augmentation.
-        training: Endless and shuffled; else every image once, in order, ranks filled up under `NO_LABEL`.
+        training: Endless and shuffled; else every image once, in order, ranks filled up under `IGNORE_INDEX`.
         rank: Of this process.
         world_size: Ranks.
         buffer: Images among which the shuffling draws, a process, besides the order of the shards.
@@ -129,7 +131,7 @@ class StreamedImages(IterableDataset[dict[str, Any]]):
                     skip -= 1
                     continue
                 item = self._item(row)
-                if item["target"] == NO_LABEL:
+                if item["target"] == IGNORE_INDEX:
                     bad = item["bad"]
                     continue
                 yield item | {"bad": bad}
@@ -149,14 +151,14 @@ class StreamedImages(IterableDataset[dict[str, Any]]):
                 item = self._item(row)
         if item is not None:  # ranks that come short repeat an image that does not count
             for _ in range(-(-size // self.world_size) - count):
-                yield item | {"target": NO_LABEL, "bad": -1}
+                yield item | {"target": IGNORE_INDEX, "bad": -1}
 
     def _read(self, rows: Any) -> Iterator[dict[str, Any]]:
         try:
             yield from rows
         except Exception as error:  # of the network, tar or parquet; the libraries have nearly every kind
             what = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            raise ValueError(
+            raise UserError(
                 f"reading the stream {self.stream.path} failed ({what}); mend it and go on with --ckpt_path last"
             ) from error
 
@@ -166,11 +168,11 @@ class StreamedImages(IterableDataset[dict[str, Any]]):
         index = zlib.crc32(data)
         try:
             pixels, bad = self.transform(Encoded(data, self.stream.name(index)), (self.seed, self.epoch, index)), -1
-        except BadImage:
+        except CorruptImageError:
             if self.on_bad_image == "raise":
                 raise
             pixels = self.transform(np.zeros((32, 32, 3), np.uint8), (self.seed, self.epoch, index))
-            target, bad = NO_LABEL, index
+            target, bad = IGNORE_INDEX, index
         return {"image": channels_first(pixels), "target": target, "index": index, "bad": bad}
 
 

@@ -16,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from swin_lightning.errors import UserError
+
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import asks the network for a newer version
 import albumentations as A
 import cv2
 
 from swin_lightning.data.decoding import Box, Encoded
-from swin_lightning.data.operations import OPERATIONS, Fill
+from swin_lightning.data.rand_augment import OPERATIONS, Fill
 
 cv2.setNumThreads(0)  # the DataLoader's workers are the parallelism; OpenCV's threads would fight with torch's
 
@@ -93,7 +95,7 @@ def eval_transform(image_size: int, crop: EvalCrop = "center", crop_ratio: float
         ValueError: For a crop ratio outside of (0, 1].
     """
     if not 0 < crop_ratio <= 1:
-        raise ValueError(f"data.eval_crop_ratio {crop_ratio} must be above 0 and at most 1")
+        raise UserError(f"data.eval_crop_ratio {crop_ratio} must be above 0 and at most 1")
     squash = crop == "squash" or crop_ratio == 1.0
     return Transform([Resize(image_size, None if squash else int(image_size / crop_ratio))])
 
@@ -218,7 +220,7 @@ class RandAugment(A.ImageOnlyTransform):
                     prefix = part.rstrip("0123456789.")
                     known[keys[prefix]] = (int if prefix == "n" else float)(part[len(prefix) :])
         except (KeyError, ValueError):
-            raise ValueError(
+            raise UserError(
                 f"rand_augment {name!r} is not known; write it like 'rand-m9-mstd0.5-inc1' "
                 "(m magnitude, mstd its deviation, n layers, p probability, inc1 always)"
             ) from None

@@ -13,10 +13,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from swin_lightning.classifier import NO_LABEL, SwinClassifier
-from swin_lightning.commands import load_classifier
+from swin_lightning.batch import IGNORE_INDEX
 from swin_lightning.data import ImageDataModule
 from swin_lightning.data.sampling import ImageDataset
+from swin_lightning.errors import UserError
+from swin_lightning.tasks.classification import SwinClassifier, load_classifier
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def evaluate(classifier: SwinClassifier, data: ImageDataModule, split: str = "te
             probabilities.append(classifier(data.normalize(images)).float().softmax(dim=1))
             labels.append(targets)
     answers, truth = torch.cat(probabilities), torch.cat(labels)
-    known = truth != NO_LABEL
+    known = truth != IGNORE_INDEX
     names = classifier.class_names or [str(k) for k in range(answers.shape[1])]
     return Evaluation(answers[known], truth[known], names, torch.from_numpy(indices)[known])
 
@@ -130,10 +131,10 @@ def open_run(folder: str | Path) -> tuple[SwinClassifier, ImageDataModule]:
 
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{str(folder)!r} is no run folder: it has no config.yaml; give runs/<experiment>/<run>")
+        raise UserError(f"{str(folder)!r} is no run folder: it has no config.yaml; give runs/<experiment>/<run>")
     found = [path for name in ("best", "last") if (path := folder / "checkpoints" / f"{name}.ckpt").is_file()]
     if not found:
-        raise ValueError(f"run {str(folder)!r} has no checkpoints/best.ckpt and no last.ckpt")
+        raise UserError(f"run {str(folder)!r} has no checkpoints/best.ckpt and no last.ckpt")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data")

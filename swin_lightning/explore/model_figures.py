@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from swin_lightning.explore.attention import BlockAttention, position_bias
-from swin_lightning.explore.canvas import COLOURS, DIVERGING, canvas, colours, grid, map_on_image
-from swin_lightning.explore.maps import principal_colours
+from swin_lightning.explore.attention_maps import BlockAttention, position_bias
+from swin_lightning.explore.figures import COLOURS, DIVERGING, canvas, colours, grid, map_on_image
+from swin_lightning.explore.saliency import principal_colours
 from swin_lightning.models.swin import SwinTransformerBlock
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swin_lightning.explore.maps import backbone_of
+from swin_lightning.explore.saliency import backbone_of
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,10 @@ from pathlib import Path
 import torch
 import yaml
 
-from swin_lightning.classifier import SwinClassifier
-from swin_lightning.commands import CommandParser
 from swin_lightning.data import ImageDataModule
-from swin_lightning.explore.attention import record_attention, swin_blocks
+from swin_lightning.errors import CommandParser, UserError
+from swin_lightning.explore.attention_maps import record_attention, swin_blocks
 from swin_lightning.explore.evaluation import Evaluation, evaluate, open_run, pixels, samples
-from swin_lightning.explore.maps import backbone_of, grad_cam, rollout
 from swin_lightning.explore.model_figures import (
     bias_figure,
     distance_figure,
@@ -20,8 +18,10 @@ from swin_lightning.explore.model_figures import (
 )
 from swin_lightning.explore.result_figures import calibration_figure, confusion_figure, curves_figure, mistakes_figure
 from swin_lightning.explore.runs import RunLog, read_runs
+from swin_lightning.explore.saliency import backbone_of, grad_cam, rollout
+from swin_lightning.html_page import code, paragraph, picture, save_page, section, table
 from swin_lightning.models import SwinTransformer
-from swin_lightning.pages import code, paragraph, picture, save_page, section, table
+from swin_lightning.tasks.classification import SwinClassifier
 
 MAX_CLASSES = 100  # of a confusion matrix
 
@@ -37,7 +37,7 @@ def report(args: list[str]) -> None:
     )
     options = parser.parse_args(args)
     if options.images < 1:
-        raise ValueError(f"--images {options.images} must be at least 1")
+        raise UserError(f"--images {options.images} must be at least 1")
     path = write_report(options.run, options.output, options.split, options.images)
     print(f"report: {path}")
 

@@ -6,8 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from swin_lightning.data import ImageDataModule
-from swin_lightning.explore.canvas import COLOURS, GREY, SEQUENTIAL, canvas, colours, image_sheet
+from swin_lightning.errors import UserError
 from swin_lightning.explore.evaluation import Evaluation, pixels, samples
+from swin_lightning.explore.figures import COLOURS, GREY, SEQUENTIAL, canvas, colours, image_sheet
 from swin_lightning.explore.runs import RunLog
 
 LABELS = {
@@ -99,7 +100,7 @@ def mistakes_figure(evaluation: Evaluation, data: ImageDataModule, split: str = 
     """
     worst = evaluation.mistakes()[:count]
     if not len(worst):
-        raise ValueError(f"no mistake among the {len(evaluation.labels)} images")
+        raise UserError(f"no mistake among the {len(evaluation.labels)} images")
     images, _ = samples(data, split, evaluation.indices[worst])
     titles = []
     for i in worst.tolist():

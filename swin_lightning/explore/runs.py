@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from swin_lightning.tracking import WandbRecord, read_offline_run, read_project
+from swin_lightning.errors import UserError
+from swin_lightning.loggers import WandbRecord, read_offline_run, read_project
 
 BATCH_SIZE, SPEED = "data.batch_size", "train/images_per_s"
 
@@ -75,7 +76,7 @@ def read_runs(*folders: str | Path) -> list[RunLog]:
             if folder not in logs:
                 logs[folder] = _from_wandb(read_offline_run(file.parent))
     if not logs:
-        raise ValueError(f"no run below {', '.join(map(str, folders))}: there is no metrics.csv and no offline W&B run")
+        raise UserError(f"no run below {', '.join(map(str, folders))}: there is no metrics.csv and no offline W&B run")
     return sorted(logs.values(), key=lambda log: log.name)
 
 
@@ -119,7 +120,7 @@ def markdown_row(log: RunLog, hardware: str) -> str:
     """
     accuracy, accuracy5, seconds = log.last("test/acc"), log.last("test/acc5"), log.training_seconds()
     if accuracy is None or accuracy5 is None:
-        raise ValueError(f"run {log.name} has no test/acc; run `swin-lightning test` or fit with test_after_fit")
+        raise UserError(f"run {log.name} has no test/acc; run `swin-lightning test` or fit with test_after_fit")
     time = "" if seconds is None else f"{seconds:.0f} s" if seconds < 300 else f"{seconds / 60:.1f} min"
     experiment = log.name.split("/")[0]
     cells = [
@@ -138,7 +139,7 @@ def markdown_row(log: RunLog, hardware: str) -> str:
 
 
 def _read_folder(folder: Path) -> RunLog:
-    from swin_lightning.parser import flatten
+    from swin_lightning.config import flatten
 
     config = folder / "config.yaml"
     flat = flatten(yaml.safe_load(config.read_text())) if config.is_file() else {}

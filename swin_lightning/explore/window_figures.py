@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from swin_lightning.explore.canvas import COLOURS, SEQUENTIAL, canvas, colours, grid
+from swin_lightning.explore.figures import COLOURS, SEQUENTIAL, canvas, colours, grid
 from swin_lightning.explore.receptive_field import ReceptiveField
 
 

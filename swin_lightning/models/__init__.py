@@ -1,8 +1,6 @@
 """Swin Transformers in plain torch."""
 
-from swin_lightning.models.swin import SwinTransformer
-from swin_lightning.models.swin_v2 import SwinTransformerV2
-from swin_lightning.models.variants import (
+from swin_lightning.models.registry import (
     swin_base_patch4_window7_224,
     swin_base_patch4_window12_384,
     swin_large_patch4_window7_224,
@@ -24,6 +22,8 @@ from swin_lightning.models.variants import (
     swinv2_tiny_patch4_window8_256,
     swinv2_tiny_patch4_window16_256,
 )
+from swin_lightning.models.swin import SwinTransformer
+from swin_lightning.models.swin_v2 import SwinTransformerV2
 
 __all__ = [
     "SwinTransformer",

@@ -16,15 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from swin_lightning.errors import UserError
 from swin_lightning.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, init_weights
 from swin_lightning.models.linear import Linear
-from swin_lightning.models.precision import full_precision, without_autocast
+from swin_lightning.models.precision import disable_autocast, to_float32
 from swin_lightning.models.windows import (
     fit_window,
     padded_size,
-    region_mask,
     relative_position_index,
     repeat_for_batch,
+    shifted_window_mask,
     window_partition,
     window_reverse,
 )
@@ -85,7 +86,7 @@ class WindowAttention(nn.Module):
         index = self.relative_position_index.view(M, M, M, M)[:h, :w, :h, :w].reshape(h * w, h * w)
         return self.bias_table()[index].permute(2, 0, 1)
 
-    def attention_term(self, window: tuple[int, int], mask: Tensor | None) -> Tensor:
+    def attention_bias(self, window: tuple[int, int], mask: Tensor | None) -> Tensor:
         """Bias and mask as the one term that is added to the scaled products, `1 or nW, nH, N, N`."""
         bias = self.relative_position_bias(window).unsqueeze(0)
         return bias if mask is None else bias.masked_fill(~mask.unsqueeze(1), float("-inf"))
@@ -96,20 +97,20 @@ class WindowAttention(nn.Module):
         Args:
             x: Windows, `B*nW, N, C`.
             window: Their height and width, `h * w == N`.
-            mask: Allowed pairs, `nW, N, N` bool (`windows.region_mask`), or None for all.
+            mask: Allowed pairs, `nW, N, N` bool (`windows.shifted_window_mask`), or None for all.
 
         Returns:
             `B*nW, N, C`.
         """
         q, k, v = self.heads(x)
-        return self._merge(self.attend(q, k, v, repeat_for_batch(self.attention_term(window, mask), x.shape[0])))
+        return self._merge(self.attend(q, k, v, repeat_for_batch(self.attention_bias(window, mask), x.shape[0])))
 
     def attention_weights(self, x: Tensor, window: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """The softmax that `forward` applies, written out: `B*nW, nH, N, N`, rows sum to 1. For looking and testing."""
         q, k, _ = self.heads(x)
-        with without_autocast(x):
-            scores = full_precision(q * self.scale) @ full_precision(k).transpose(-2, -1)
-            return (scores + repeat_for_batch(self.attention_term(window, mask), x.shape[0])).softmax(dim=-1)
+        with disable_autocast(x):
+            scores = to_float32(q * self.scale) @ to_float32(k).transpose(-2, -1)
+            return (scores + repeat_for_batch(self.attention_bias(window, mask), x.shape[0])).softmax(dim=-1)
 
     def forward_eager(self, x: Tensor, window: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """`forward` through `attention_weights`: the reference for tests."""
@@ -173,7 +174,7 @@ class SwinTransformerBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Args: x: map, `B, H, W, C`; mask: of `windows.region_mask` for this map and shift. Returns: `B, H, W, C`."""
+        """Args: x: map, `B, H, W, C`; mask: of `windows.shifted_window_mask` for this map and shift. Returns: `B, H, W, C`."""
         x = self.drop_path(x, lambda x: self.window_attention(self.norm1(x), mask))
         return self.drop_path(x, lambda x: self.mlp(self.norm2(x)))
 
@@ -241,7 +242,7 @@ class BasicLayer(nn.Module):
         masks = {}  # all blocks of a stage share two: without and with the shift
         blocks = cast(Iterable[SwinTransformerBlock], self.blocks)
         for shift in {block.shift_size for block in blocks}:
-            masks[shift] = region_mask(size, *fit_window(size, self.window_size, shift), device=x.device)
+            masks[shift] = shifted_window_mask(size, *fit_window(size, self.window_size, shift), device=x.device)
         for block in blocks:
             mask = masks[block.shift_size]
             if self.use_checkpoint and self.training:
@@ -301,13 +302,11 @@ class SwinTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if len(depths) != len(num_heads):
-            raise ValueError(f"depths {list(depths)} and num_heads {list(num_heads)} must name the same stages")
+            raise UserError(f"depths {list(depths)} and num_heads {list(num_heads)} must name the same stages")
         dims = [embed_dim * 2**stage for stage in range(len(depths))]
         for dim, heads in zip(dims, num_heads, strict=True):
             if dim % heads:
-                raise ValueError(
-                    f"{dim} channels cannot be split into num_heads={heads}; change embed_dim or num_heads"
-                )
+                raise UserError(f"{dim} channels cannot be split into num_heads={heads}; change embed_dim or num_heads")
         self.num_features = dims[-1]
         self.img_size, self.patch_size = img_size, patch_size
         self.num_classes = num_classes

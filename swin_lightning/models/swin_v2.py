@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swin_lightning.errors import UserError
 from swin_lightning.models.layers import PatchMerging
 from swin_lightning.models.linear import linear
-from swin_lightning.models.precision import full_precision, without_autocast
+from swin_lightning.models.precision import disable_autocast, to_float32
 from swin_lightning.models.swin import BasicLayer, SwinTransformer, SwinTransformerBlock, WindowAttention
 
 MAX_SCALE = 100.0  # of the cosine: the temperature of the paper, tau, stays above 0.01
@@ -84,21 +85,21 @@ class WindowAttentionV2(WindowAttention):
 
         A clamped window reads its centre, as in V1: it sees the offsets it has, in the coordinates of the full window.
         """
-        with without_autocast(self.logit_scale):
-            return MAX_BIAS * full_precision(self.cpb_mlp(self.relative_coords_table)).sigmoid()
+        with disable_autocast(self.logit_scale):
+            return MAX_BIAS * to_float32(self.cpb_mlp(self.relative_coords_table)).sigmoid()
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of length `scale`, keys of length 1, and values, each `B*nW, nH, N, D` and at least float32."""
         bias = None
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        qkv = full_precision(linear(x, self.qkv.weight, bias))
+        qkv = to_float32(linear(x, self.qkv.weight, bias))
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # 3, B*nW, nH, N, D
-        scale = full_precision(self.logit_scale).clamp(max=math.log(MAX_SCALE)).exp()
+        scale = to_float32(self.logit_scale).clamp(max=math.log(MAX_SCALE)).exp()
         return F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1), v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, term: Tensor) -> Tensor:
-        with without_autocast(q):
+        with disable_autocast(q):
             return super().attend(q, k, v, term).to(self.proj.weight.dtype)
 
 
@@ -111,7 +112,7 @@ class SwinTransformerBlockV2(SwinTransformerBlock):
     attention = WindowAttentionV2
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Args: x: map, `B, H, W, C`; mask: of `windows.region_mask` for this map and shift. Returns: `B, H, W, C`."""
+        """Args: x: map, `B, H, W, C`; mask: of `windows.shifted_window_mask` for this map and shift. Returns: `B, H, W, C`."""
         x = self.drop_path(x, lambda x: self.norm1(self.window_attention(x, mask)))
         return self.drop_path(x, lambda x: self.norm2(self.mlp(x)))
 
@@ -192,7 +193,7 @@ class SwinTransformerV2(SwinTransformer):
     ) -> None:
         trained = tuple(pretrained_window_sizes or [0] * len(depths))
         if len(trained) < len(depths):
-            raise ValueError(f"pretrained_window_sizes {list(trained)} must name the stages of depths {list(depths)}")
+            raise UserError(f"pretrained_window_sizes {list(trained)} must name the stages of depths {list(depths)}")
         super().__init__(
             img_size=img_size,
             patch_size=patch_size,

@@ -66,7 +66,7 @@ def padded_size(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, in
     return -(-size[0] // window[0]) * window[0], -(-size[1] // window[1]) * window[1]
 
 
-def region_mask(
+def shifted_window_mask(
     size: tuple[int, int],
     window: tuple[int, int],
     shift: tuple[int, int],

@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from swin_lightning.commands import CommandParser
-from swin_lightning.sweep.config import Sweep, read_sweep
+from swin_lightning.errors import CommandParser, UserError
+from swin_lightning.sweep.sweep_file import Sweep, read_sweep
 
 
 def sweep(args: list[str]) -> None:
@@ -27,17 +27,17 @@ def sweep(args: list[str]) -> None:
     options = parser.parse_args(args)
     for name in ("agents", "count"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ValueError(f"--{name} {getattr(options, name)} must be at least 1")
+            raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
 
     found = read_sweep(options.file)
     if options.check:
         print(f"{found.path}: {found.config['method']} over {', '.join(found.config['parameters'])}; it fits")
         return
-    from swin_lightning.tracking import has_account
+    from swin_lightning.loggers import has_account
 
     if not options.local and os.environ.get("WANDB_MODE", "online") == "online" and has_account():
         from swin_lightning.sweep.driver import slots
-        from swin_lightning.sweep.online import run_sweep
+        from swin_lightning.sweep.wandb_backend import run_sweep
 
         if run_sweep(found.config, [slot.environment for slot in slots(options.agents)], options.count):
             return
@@ -50,7 +50,7 @@ def _run_here(found: Sweep, agents: int | None, count: int | None) -> None:
 
     count = count or found.config.get("run_cap")
     if count is None and found.config["method"] != "grid":
-        raise ValueError(f"{found.path}: a {found.config['method']} search has no end; add run_cap or pass --count N")
+        raise UserError(f"{found.path}: a {found.config['method']} search has no end; add run_cap or pass --count N")
     folder = _folder(found, count)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(found.path, folder / "sweep.yaml")
@@ -69,8 +69,8 @@ def _run_here(found: Sweep, agents: int | None, count: int | None) -> None:
 
 def _folder(found: Sweep, count: int | None) -> Path:
     """The newest sweep of this file where it has trials to go; else a new one."""
-    from swin_lightning.sweep.engine import next_parameters
-    from swin_lightning.sweep.trials import Journal
+    from swin_lightning.sweep.search import next_parameters
+    from swin_lightning.sweep.trial_log import Journal
 
     parent = Path("runs") / "sweeps" / found.path.stem
     for folder in sorted(parent.glob("*/"), reverse=True)[:1]:

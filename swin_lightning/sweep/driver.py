@@ -13,10 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from swin_lightning.sweep.board import Board
-from swin_lightning.sweep.config import Sweep
-from swin_lightning.sweep.engine import next_parameters, to_stop
-from swin_lightning.sweep.trials import Journal, Trial, read_metrics
+from swin_lightning.errors import UserError
+from swin_lightning.sweep.progress_table import Board
+from swin_lightning.sweep.search import next_parameters, to_stop
+from swin_lightning.sweep.sweep_file import Sweep
+from swin_lightning.sweep.trial_log import Journal, Trial, read_metrics
 
 POLL = 0.5  # seconds
 CRASHES = 5  # as many trials crashed and none finished: the sweep itself is wrong
@@ -91,7 +92,7 @@ class Driver:
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"sweep {self.folder} is being run by another process; wait for it, or end it") from None
+            raise UserError(f"sweep {self.folder} is being run by another process; wait for it, or end it") from None
         self.trials = self.journal.read()
         self.interrupted = [trial for trial in self.trials if trial.state == "running"]
         for trial in self.interrupted:
@@ -201,10 +202,10 @@ class Driver:
         self._process_file(trial).unlink(missing_ok=True)
         slot.trial = None
         if code == 0 and self.sweep.metric not in trial.metrics:
-            raise ValueError(f"metric {trial.reason}")
+            raise UserError(f"metric {trial.reason}")
         crashed = [t for t in self.trials if t.state == "crashed"]
         if len(crashed) >= CRASHES and not any(t.state in ("finished", "stopped") for t in self.trials):
-            raise ValueError(f"the first {len(crashed)} trials crashed: {crashed[-1].reason}; see {self._log(trial)}")
+            raise UserError(f"the first {len(crashed)} trials crashed: {crashed[-1].reason}; see {self._log(trial)}")
 
     def _reason(self, trial: Trial, code: int) -> str:
         if code == 0:
@@ -236,7 +237,7 @@ class Driver:
                     if attempt in (0, 100):
                         _signal(alive, signal.SIGTERM if attempt == 0 else signal.SIGKILL)
                     time.sleep(POLL)
-        raise ValueError(f"trial {trial.number} of {self.folder} still runs and cannot be ended; end it by hand")
+        raise UserError(f"trial {trial.number} of {self.folder} still runs and cannot be ended; end it by hand")
 
     def _log(self, trial: Trial) -> Path:
         return self.folder / "logs" / f"{trial.number:03d}-{trial.id}.log"

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from swin_lightning import pages
-from swin_lightning.sweep import plots
-from swin_lightning.sweep.board import best_trial, shown
-from swin_lightning.sweep.config import Sweep
-from swin_lightning.sweep.trials import Journal, Trial, run_folder
+from swin_lightning import html_page as pages
+from swin_lightning.errors import UserError
+from swin_lightning.sweep import sweep_figures as plots
+from swin_lightning.sweep.progress_table import best_trial, shown
+from swin_lightning.sweep.sweep_file import Sweep
+from swin_lightning.sweep.trial_log import Journal, Trial, run_folder
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -34,8 +35,8 @@ def load_sweep(source: str | Path) -> "DataFrame":
         trials = Journal(folder).read()
         return trials_frame(trials, config, {t.id: str(run_folder(folder, t) or "") for t in trials})
     if len(folder.parts) != 3 or folder.exists():
-        raise ValueError(f"sweep {str(source)!r}: no sweep.yaml in that folder, and no entity/project/sweep of W&B")
-    from swin_lightning.sweep.online import load_trials
+        raise UserError(f"sweep {str(source)!r}: no sweep.yaml in that folder, and no entity/project/sweep of W&B")
+    from swin_lightning.sweep.wandb_backend import load_trials
 
     config, trials, urls = load_trials(str(source))
     return trials_frame(trials, config, urls)

@@ -1,0 +1,156 @@
+"""The folder of a run: what lies where, and how runs and their checkpoints are found.
+
+    runs/<experiment>/<time>-<id>/
+      config.yaml       configuration of the run; config-2.yaml, ... of each time it was resumed
+      checkpoints/      best.ckpt, last.ckpt
+      metrics.csv       one row per logged step
+      curves.png  predictions.png  predictions.csv  report.html
+      wandb/            files of Weights & Biases
+
+`SWIN_LIGHTNING_RUNS` names another root than `runs/`.
+"""
+
+import csv
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from swin_lightning.errors import UserError
+
+RUNS_ENV = "SWIN_LIGHTNING_RUNS"
+
+
+def runs_root() -> Path:
+    """The folder of all runs."""
+    return Path(os.environ.get(RUNS_ENV, "runs"))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run. Nothing is created by naming them.
+
+    Args:
+        path: The folder, `runs/<experiment>/<time>-<id>`.
+    """
+
+    path: Path
+
+    @classmethod
+    def new(cls, experiment: str, run_id: str) -> "RunFolder":
+        """The folder of a run that starts now."""
+        return cls(runs_root() / experiment / f"{time.strftime('%Y%m%d-%H%M%S')}-{run_id}")
+
+    @classmethod
+    def with_id(cls, run_id: str, root: Path | None = None, experiment: str = "*") -> "RunFolder | None":
+        """The newest run with this id below a root of runs, None if there is none."""
+        found = sorted((root or runs_root()).glob(f"{experiment}/*-{run_id}"))
+        return cls(found[-1]) if found else None
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: str | Path) -> "RunFolder | None":
+        """The run that wrote a checkpoint, None for a checkpoint outside of a run folder."""
+        folder = Path(checkpoint).resolve().parent
+        run = cls(Path(os.path.relpath(folder.parent)))
+        return run if folder.name == "checkpoints" and run.config.is_file() else None
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """An existing run.
+
+        Raises:
+            UserError: If the folder holds no `config.yaml`.
+        """
+        run = cls(Path(path))
+        if not run.config.is_file():
+            raise UserError(f"{str(path)!r} is not a run folder: it has no config.yaml; give runs/<experiment>/<run>")
+        return run
+
+    @property
+    def name(self) -> str:
+        """`<experiment>/<time>-<id>`."""
+        return "/".join(self.path.resolve().parts[-2:])
+
+    @property
+    def id(self) -> str:
+        """Id of the run, here and in W&B: the end of the folder's name."""
+        return self.path.name.rsplit("-", 1)[-1]
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    def next_config(self) -> Path:
+        """Where a start of the run keeps its configuration: a resumed run does not overwrite the first one."""
+        earlier = len(list(self.path.glob("config*.yaml")))
+        return self.path / f"config-{earlier + 1}.yaml" if earlier else self.config
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def prediction_sheet(self) -> Path:
+        return self.path / "predictions.png"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.csv"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def read_config(self) -> dict[str, Any]:
+        """The configuration as nested dicts; empty if the run kept none."""
+        return yaml.safe_load(self.config.read_text(encoding="utf-8")) if self.config.is_file() else {}
+
+    def read_metrics(self) -> list[dict[str, str]]:
+        """The rows of `metrics.csv` as text, one per logged step; empty cells are empty strings."""
+        if not self.metrics.is_file():
+            return []
+        with self.metrics.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def checkpoint(self) -> Path:
+        """`best.ckpt`, or `last.ckpt` if there is no best one.
+
+        Raises:
+            UserError: If there is neither.
+        """
+        for path in (self.best, self.last):
+            if path.is_file():
+                return path
+        raise UserError(f"run {str(self.path)!r} has no checkpoints/best.ckpt and no checkpoints/last.ckpt")
+
+
+def find_checkpoint(experiment: str, name: str) -> Path:
+    """The checkpoint `best` or `last` of the newest run of an experiment that has one.
+
+    Raises:
+        UserError: If no run has one.
+    """
+    folder = runs_root() / experiment
+    found = sorted(folder.glob(f"*/checkpoints/{name}.ckpt"))
+    if not found:
+        raise UserError(f"--ckpt_path {name}: no run under {folder} has a checkpoints/{name}.ckpt; give a path")
+    return found[-1]

@@ -1,0 +1,23 @@
+"""Running the command line in tests: experiments, short runs, processes of their own."""
+
+import csv
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = ROOT / "experiments"
+DIGITS = str(EXPERIMENTS / "digits_swin_micro.yaml")
+SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.log_every_n_steps=1"]
+
+
+def environment():
+    """Environment of a process: this checkout on its path, one thread, no W&B account, no ranks of an earlier test."""
+    ranks = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "SWIN_LIGHTNING_RUN_DIR")
+    kept = {name: value for name, value in os.environ.items() if name not in ranks}
+    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def metrics(run_dir, name):
+    """The logged values of a metric in a run's metrics.csv."""
+    with (run_dir / "metrics.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]

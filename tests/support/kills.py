@@ -1,0 +1,168 @@
+"""Kill a run again and again, and compare its end with that of an uninterrupted one: `python -m tests.support.kills --help`.
+
+The runs are forked from a process that has imported everything, so that a start takes a second.
+"""
+
+import argparse
+import io
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+PART, LAST = ".last.ckpt.part", "last.ckpt"
+
+
+def arguments(data, name, epochs):
+    """A small Swin with all that draws random numbers: stochastic depth, augmentation, mixing, erasing; and EMA."""
+    return [
+        *("fit", "-c", str(EXPERIMENTS / "cifar10_swin_micro.yaml"), f"--experiment={name}"),
+        *(f"--data.path={data}", "--data.val_size=64", "--data.batch_size=32", "--data.num_workers=2"),
+        *(
+            "--data.rand_augment=rand-m9-mstd0.5-inc1",
+            "--data.mixup=0.8",
+            "--data.cutmix=1",
+            "--data.random_erasing=0.3",
+        ),
+        *("--model.backbone.drop_path_rate=0.2", "--ema.decay=0.9", "--checkpoint.every_n_train_steps=2"),
+        *(f"--trainer.max_epochs={epochs}", "--trainer.accelerator=cpu", "--trainer.devices=1"),
+        *("--trainer.logger=false", "--test_after_fit=false"),
+    ]
+
+
+def start(args):
+    """Fork a run that does its work in a session of its own; its output goes to `log`."""
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setsid()
+    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1), os.dup2(log, 2)
+    code = 1
+    try:
+        from swin_lightning.cli import main
+
+        main(args)
+        code = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    os._exit(code)
+
+
+def run(args):
+    assert os.waitstatus_to_exitcode(os.waitpid(start(args), 0)[1]) == 0, Path("log").read_text()[-2000:]
+
+
+def checkpoint(name):
+    (folder,) = Path("runs", name).iterdir()
+    return torch.load(folder / "checkpoints" / LAST, weights_only=True)
+
+
+def kill_and_resume(args, name, kills, rng):
+    """Run to the end in spite of so many SIGKILLs; every third while a checkpoint is written. Counts of both kinds."""
+    folder, counts = Path("runs", name), {"writing": 0, "anywhere": 0}
+    while sum(counts.values()) < kills:
+        resume = ["--ckpt_path=last"] if list(folder.glob(f"*/checkpoints/{LAST}")) else []
+        before = {p: p.stat().st_mtime_ns for p in folder.glob(f"*/checkpoints/{LAST}")}
+        pid, while_writing = start([*args, *resume]), sum(counts.values()) % 3 == 0
+        moment = None  # seconds to wait, once the run has written a checkpoint and has thereby got on
+        while True:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                assert os.waitstatus_to_exitcode(status) == 0, Path("log").read_text()[-2000:]
+                return counts  # it has come to its end
+            new = {p: p.stat().st_mtime_ns for p in folder.glob(f"*/checkpoints/{LAST}")} != before
+            if new and while_writing and list(folder.glob(f"*/checkpoints/{PART}")):
+                break
+            if new and not while_writing:
+                moment = moment or time.monotonic() + rng.uniform(0, 0.6)
+                if time.monotonic() > moment:
+                    break
+            time.sleep(0 if while_writing and new else 0.002)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        unfinished = bool(list(folder.glob(f"*/checkpoints/{PART}")))
+        counts["writing" if unfinished else "anywhere"] += 1
+        checkpoint(name)  # can be read
+    run([*args, "--ckpt_path=last"])
+    return counts
+
+
+def differences(a, b, name=""):
+    """Names of what is not the same to the last bit."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [d for key in a for d in differences(a[key], b[key], f"{name}.{key}")]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        return [d for i in range(len(a)) for d in differences(a[i], b[i], f"{name}[{i}]")]
+    same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    return [] if same else [name]
+
+
+STATES = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "global_step")
+
+
+def compare(data, kills, epochs, seed=0):
+    """Both runs. The counts of kills, the last step, and what differs in the end."""
+    run(arguments(data, "whole", epochs))
+    counts = kill_and_resume(arguments(data, "killed", epochs), "killed", kills, random.Random(seed))
+    whole, killed = checkpoint("whole"), checkpoint("killed")
+    return counts, whole["global_step"], [d for key in STATES for d in differences(whole[key], killed[key], key)]
+
+
+def write_parquet(folder, images, source=None):
+    """CIFAR-10's layout with so many images: noise, or the first ones of a folder that has it."""
+    import datasets
+    import numpy as np
+    from PIL import Image
+
+    from swin_lightning.data import CIFAR10
+
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=CIFAR10.class_names)})
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", images), ("test", 32)):
+        if source is None:
+            rows = []
+            for pixels in rng.integers(256, size=(count, 32, 32, 3), dtype=np.uint8):
+                file = io.BytesIO()
+                Image.fromarray(pixels).save(file, "PNG")
+                rows.append({"bytes": file.getvalue(), "path": None})
+            labels = rng.integers(10, size=count).tolist()
+        else:
+            table = datasets.load_dataset(str(source), split=f"{split}[:{count}]").cast_column(
+                "img", datasets.Image(decode=False)
+            )
+            rows, labels = table["img"][:], table["label"][:]
+        data = datasets.Dataset.from_dict({"img": rows, "label": labels}, features=features)
+        data.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--path", type=Path, help="a folder in the layout of CIFAR-10 on the hub; by default noise")
+    parser.add_argument("--images", type=int, default=2112)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--folder", type=Path, required=True, help="where to work; must not exist")
+    options = parser.parse_args()
+    source = options.path and options.path.resolve()
+    options.folder.mkdir(parents=True)
+    os.chdir(options.folder)
+    torch.set_num_threads(1)
+    os.environ |= {"WANDB_MODE": "disabled", "HF_DATASETS_CACHE": str(Path("cache").resolve())}
+    data = write_parquet(Path("data"), options.images, source)
+    counts, steps, different = compare(data, options.kills, options.epochs)
+    print(f"{steps} steps, killed {counts}; different in the end: {different or 'nothing'}")
+    sys.exit(bool(different))
+
+
+if __name__ == "__main__":
+    main()
