@@ -10,7 +10,7 @@ import sys
 from swin_lightning import __version__
 from swin_lightning.allocator import restart
 from swin_lightning.commands import COMMANDS, load_command, overview
-from swin_lightning.errors import UserError
+from swin_lightning.errors import user_error
 
 
 def console() -> None:
@@ -24,15 +24,17 @@ def console() -> None:
         restart()
         try:
             _run(command)
-        except UserError as error:
-            if os.environ.get("SWIN_LIGHTNING_DEBUG"):
+        except Exception as error:
+            mistake = user_error(error)
+            if mistake is None or os.environ.get("SWIN_LIGHTNING_DEBUG"):
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {mistake}", file=sys.stderr)
             sys.exit(2)
 
 
 def _run(command: str) -> None:
     if command in COMMANDS:  # without Lightning
+        sys.path.append(os.getcwd())  # classes in files of the working directory can be named
         load_command(command)(sys.argv[2:])
         return
     from lightning.pytorch.utilities.exceptions import SIGTERMException

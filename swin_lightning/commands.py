@@ -21,7 +21,7 @@ COMMANDS = {
     "sweep": ("swin_lightning.sweep", "run a sweep file, with or without W&B's server"),
     "report": ("swin_lightning.explore.report", "a run's results and what its model looks at, on one HTML page"),
     "export": ("swin_lightning.commands", "write a run's weights for this or another project"),
-    "benchmark": ("swin_lightning.benchmark", "measure speed beside other projects"),
+    "benchmark": ("swin_lightning.benchmark", "data throughput, time and memory of an experiment on this machine"),
 }  # name -> module with a function of that name, and what it does
 
 

@@ -6,6 +6,7 @@ from torch.nn.attention import SDPBackend
 
 from benchmarks import attention
 
+
 def wrong_attention(q, k, v, bias):
     return 1.1 * attention.explicit_attention(q, k, v, bias)
 
