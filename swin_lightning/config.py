@@ -95,12 +95,6 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
-    def add_function_arguments(self, function: Any, *args: Any, **kwargs: Any) -> list[str]:
-        """As in jsonargparse 4.53, which hands `linked_targets` on when the class of an overridden argument is a
-        function, such as a backbone's, and then refuses it."""
-        kwargs.pop("linked_targets", None)
-        return super().add_function_arguments(function, *args, **kwargs)
-
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the parser of a class's arguments: the outer one knows the whole key
             super().error(message, ex)
