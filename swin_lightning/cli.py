@@ -36,7 +36,7 @@ from swin_lightning.config import Parser, flatten
 from swin_lightning.data import ImageDataModule, ImageNet
 from swin_lightning.errors import UserError, user_error
 from swin_lightning.loggers import ended_by_sweep, finish_wandb
-from swin_lightning.models.flops import compare_to_published
+from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.tasks.classification import SwinClassifier
 
@@ -142,7 +142,7 @@ class CLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config["precision"] is None and config["accelerator"] != "cpu" and torch.cuda.is_available():
             config["precision"] = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else None
-        if (line := allocator.note()) and not _get_rank():
+        if (line := allocator.describe()) and not _get_rank():
             logging.getLogger("swin_lightning").info(line)
         if dry := bool(config.get("fast_dev_run")):  # Lightning would still write a last checkpoint
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]

@@ -301,7 +301,7 @@ def test_what_the_gelu_gives_is_not_kept_and_changes_no_gradient(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "gelu", watched)
     model, x, gradients = noisy(Mlp(8, 32)).train(), torch.randn(2, 7, 7, 8), []
     for recompute in (True, False):
-        model.recompute = recompute
+        model.recompute_gelu = recompute
         loss = model(x).square().sum()
         assert given[-1].expired() == recompute
         gradients.append(torch.autograd.grad(loss, [*model.parameters()]))
@@ -319,7 +319,7 @@ def test_gradient_checkpointing_changes_no_gradient():
         torch.manual_seed(1)  # drop path draws the same
         model.train()(formula_input(32, 32)).square().sum().backward()
     assert [model is recomputed for model in calls] == [False, True, True]
-    assert not any(m.recompute for m in recomputed.modules() if isinstance(m, Mlp))
+    assert not any(m.recompute_gelu for m in recomputed.modules() if isinstance(m, Mlp))
     for a, b in zip(plain.parameters(), recomputed.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 
@@ -463,7 +463,7 @@ def test_absolute_position_embedding_is_added_row_by_row():
     grid = model.absolute_pos_embed.view(1, 4, 4, 8)
     images = torch.randn(1, 3, 16, 16)
     expected = model.layers[0](model.patch_embed(images) + grid)[0]
-    torch.testing.assert_close(model.stages(images)[0], expected)
+    torch.testing.assert_close(model.forward_intermediates(images)[0], expected)
 
 
 def test_export_with_any_batch():

@@ -57,7 +57,7 @@ def test_attention_is_the_formula_of_the_paper():
 def test_the_scale_stops_at_100():
     module = attention()
     module.logit_scale.data.fill_(9.0)
-    q, k, _ = module.heads(torch.randn(2, 16, 24))
+    q, k, _ = module.project_qkv(torch.randn(2, 16, 24))
     torch.testing.assert_close(q.norm(dim=-1), torch.full((2, 3, 16), 100.0))
     torch.testing.assert_close(k.norm(dim=-1), torch.ones(2, 3, 16))
 
