@@ -68,7 +68,7 @@ class ModelInfo:
     published: PretrainedMetrics | None
 
 
-_REGISTRY: dict[str, ModelInfo] = {}
+MODELS: dict[str, ModelInfo] = {}
 
 
 def register_model(
@@ -82,9 +82,9 @@ def register_model(
 
     def register(builder: Builder) -> Builder:
         name = builder.__name__
-        if name in _REGISTRY and _REGISTRY[name].builder.__module__ != builder.__module__:
-            raise UserError(f"model {name!r} is already registered by {_REGISTRY[name].builder.__module__}; rename it")
-        _REGISTRY[name] = ModelInfo(name, builder, image_size, num_classes, published)
+        if name in MODELS and MODELS[name].builder.__module__ != builder.__module__:
+            raise UserError(f"model {name!r} is already registered by {MODELS[name].builder.__module__}; rename it")
+        MODELS[name] = ModelInfo(name, builder, image_size, num_classes, published)
         return builder
 
     return register
@@ -92,7 +92,7 @@ def register_model(
 
 def list_models() -> list[str]:
     """Names of all registered models, in order of registration."""
-    return list(_REGISTRY)
+    return list(MODELS)
 
 
 def model_info(name: str) -> ModelInfo:
@@ -101,9 +101,9 @@ def model_info(name: str) -> ModelInfo:
     Raises:
         UserError: If there is no model of this name.
     """
-    if name not in _REGISTRY:
+    if name not in MODELS:
         raise UserError(f"unknown model {name!r}; run `swin-lightning models` for a list")
-    return _REGISTRY[name]
+    return MODELS[name]
 
 
 def compare_to_published(class_path: str, experiment: str, top1: float, top5: float, protocol: str) -> str | None:
@@ -120,7 +120,7 @@ def compare_to_published(class_path: str, experiment: str, top1: float, top5: fl
         The two lines, or None if there is no published result for this backbone.
     """
     module, _, name = class_path.rpartition(".")
-    info = _REGISTRY.get(name)
+    info = MODELS.get(name)
     if info is None or info.published is None or not f"{info.builder.__module__}.".startswith(f"{module}."):
         return None
     pretraining = "ImageNet-22K" if experiment.endswith("_ft_22k") else "ImageNet-1K"
