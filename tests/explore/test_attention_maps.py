@@ -43,7 +43,7 @@ def by_definition(block, x):
     sy, sx = (s if H > M else 0), (s if W > M else 0)
     h, w = min(M, H), min(M, W)
     tokens = (x if isinstance(block, SwinTransformerBlockV2) else block.norm1(x)).view(1, H * W, C)
-    q, k, _ = attn.heads(tokens)
+    q, k, _ = attn.project_qkv(tokens)
     scores = (attn.scale * q @ k.transpose(-2, -1))[0]  # nH, H*W, H*W
     table = attn.bias_table()
     padded = (-(-H // h) * h, -(-W // w) * w)
@@ -217,7 +217,7 @@ def test_grad_cam_is_the_features_dotted_with_the_mean_gradient(network):
     model = SwinClassifier(network(**SMALL), num_classes=3).eval()
     images, classes = torch.randn(2, 3, 16, 16), torch.tensor([2, 0])
     with torch.no_grad():
-        features = model.backbone.stages(images)[-1]
+        features = model.backbone.forward_intermediates(images)[-1]
     features.requires_grad_()
     logits = model.head(model.backbone.norm(features).mean(dim=(1, 2)))
     (logits[0, 2] + logits[1, 0]).backward()
