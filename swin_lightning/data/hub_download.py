@@ -53,8 +53,13 @@ def first_line(error: Exception) -> str:
 
 def hint(path: str, error: Exception) -> str:
     """What to do about an error of the Hub."""
-    if "gated" in str(error):
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError) or "is a gated dataset" in str(error):
         return f"accept the terms at https://huggingface.co/datasets/{path} and run `hf auth login`"
+    if isinstance(error, (DatasetNotFoundError, RepositoryNotFoundError)):
+        return "check the name; a private data set requires `hf auth login`"
     return (
         "try again (completed files are kept); without network access, download it elsewhere with "
         f"`hf download {path} --repo-type dataset --local-dir FOLDER` and pass --data.path FOLDER"

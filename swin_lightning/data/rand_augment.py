@@ -38,7 +38,7 @@ def _rotate(image: Array, sign: int, level: float, fill: Fill) -> Array:
 
 
 def _cubic(d: Array) -> Array:
-    """PIL's bicubic weights of four consecutive pixels for a position d in [0, 1) after the second: `4, ...` float32."""
+    """PIL's bicubic weights of four consecutive pixels, for a position d in [0, 1) past the second, `4, ...`."""
     return np.stack([-d + 2 * d**2 - d**3, 1 - 2 * d**2 + d**3, d + d**2 - d**3, d**3 - d**2]).astype(np.float32)
 
 
