@@ -9,7 +9,7 @@ import sys
 
 from swin_lightning import __version__
 from swin_lightning.allocator import restart
-from swin_lightning.commands import COMMANDS, find, overview
+from swin_lightning.commands import COMMANDS, load_command, overview
 from swin_lightning.errors import UserError
 
 
@@ -33,7 +33,7 @@ def console() -> None:
 
 def _run(command: str) -> None:
     if command in COMMANDS:  # without Lightning
-        find(command)(sys.argv[2:])
+        load_command(command)(sys.argv[2:])
         return
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 

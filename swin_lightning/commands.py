@@ -9,7 +9,7 @@ from swin_lightning.errors import CommandParser, UserError
 if TYPE_CHECKING:
     pass
 
-RUNS = {
+TRAINER_COMMANDS = {
     "fit": "train an experiment, then test its best checkpoint",
     "validate": "measure a checkpoint or weights on the validation images",
     "test": "the same on the test images",
@@ -25,7 +25,7 @@ COMMANDS = {
 }  # name -> module with a function of that name, and what it does
 
 
-def find(name: str) -> Callable[[list[str]], None]:
+def load_command(name: str) -> Callable[[list[str]], None]:
     """The function of a command, which takes its arguments; only now is its module imported."""
     command: Callable[[list[str]], None] = getattr(importlib.import_module(COMMANDS[name][0]), name)
     return command
@@ -33,7 +33,9 @@ def find(name: str) -> Callable[[list[str]], None]:
 
 def overview() -> str:
     """The answer to `swin-lightning --help`."""
-    lines = [f"  {name:10} {text}" for name, text in [*RUNS.items(), *((n, c[1]) for n, c in COMMANDS.items())]]
+    lines = [
+        f"  {name:10} {text}" for name, text in [*TRAINER_COMMANDS.items(), *((n, c[1]) for n, c in COMMANDS.items())]
+    ]
     return "\n".join(
         [
             "usage: swin-lightning COMMAND ...; swin-lightning COMMAND --help tells its options",
