@@ -3,9 +3,9 @@ import re
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from swin_lightning.html_page import code, paragraph, picture, save_page, section, table
+from tests.support.figures import read_image
 
 
 def test_text_is_escaped(tmp_path):
@@ -28,5 +28,5 @@ def test_picture_is_an_embedded_png(tmp_path):
     html = picture(figure, "a caption with <tags>")
     (data,) = re.findall(r'src="data:image/png;base64,([^"]*)"', html)
     (tmp_path / "figure.png").write_bytes(base64.b64decode(data))
-    assert Image.open(tmp_path / "figure.png").size == (288, 144)
+    assert read_image(tmp_path / "figure.png").size == (288, 144)
     assert html.count("a caption with &lt;tags&gt;") == 2  # caption and alternative text

@@ -1,15 +1,14 @@
 import numpy as np
-from PIL import Image
 
 from swin_lightning.run_figures import Prediction, learning_curves, prediction_sheet
-from tests.support.figures import INVALID_FORMULA
+from tests.support.figures import INVALID_FORMULA, read_image
 
 
 def test_learning_curves_of_metrics_csv(tmp_path):
     rows = ["epoch,step,train/loss,val/loss,val/acc,test/acc", "0,4,2.3,,,", "0,9,,2.1,0.25,", "0,10,,,,0.5"]
     (tmp_path / "metrics.csv").write_text("\n".join(rows), encoding="utf-8")
     assert learning_curves(tmp_path) == tmp_path / "curves.png"
-    assert Image.open(tmp_path / "curves.png").size == (1080, 408)
+    assert read_image(tmp_path / "curves.png").size == (1080, 408)
 
 
 def test_learning_curves_without_metrics(tmp_path):
@@ -24,12 +23,12 @@ def test_prediction_sheet_marks_errors_in_red(tmp_path):
     right, wrong = Prediction(image, "cat", "cat", 0.9), Prediction(image, "dog", "cat", 0.6)
 
     def has_red(path):
-        r, g, b = np.asarray(Image.open(path).convert("RGB")).astype(int).reshape(-1, 3).T
+        r, g, b = np.asarray(read_image(path)).astype(int).reshape(-1, 3).T
         return bool(((r > 150) & (g < 100) & (b < 100)).any())
 
     assert not has_red(prediction_sheet([right] * 9, tmp_path / "right.png"))
     assert has_red(prediction_sheet([right, wrong], tmp_path / "wrong.png"))
-    assert Image.open(tmp_path / "right.png").size == (1200, 384)  # 2 rows of 8
+    assert read_image(tmp_path / "right.png").size == (1200, 384)  # 2 rows of 8
 
 
 def test_prediction_sheet_shows_dollar_signs_as_text(tmp_path):

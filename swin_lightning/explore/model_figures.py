@@ -83,9 +83,9 @@ def bias_figure(block: SwinTransformerBlock, name: str) -> Figure:
         block: The block.
         name: Name of the block in the model.
     """
-    bias = relative_position_bias(block.attn)
+    bias = relative_position_bias(block.attn).numpy()  # nH, 2M-1, 2M-1
     reach = block.attn.window_size - 1
-    limit = float(bias.abs().max())
+    limit = float(np.abs(bias).max())
     low = -limit if float(bias.min()) < 0 else 0.0  # the bias of Swin V2 is between 0 and 16
     figure, axes = image_axes(len(bias), 8, 2.0, 2.5)
     for head, (ax, values) in enumerate(zip(axes, bias, strict=True)):

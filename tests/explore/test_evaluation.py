@@ -1,9 +1,15 @@
+import shutil
+import sys
+import textwrap
+
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from swin_lightning.errors import UserError
 from swin_lightning.explore.evaluation import Evaluation, evaluate, load_run, load_samples, to_numpy
+from swin_lightning.runs import RunFolder
 
 
 @pytest.fixture
@@ -74,6 +80,44 @@ def test_evaluation_of_unsuitable_models_and_splits(loaded, monkeypatch):
     monkeypatch.setitem(data.sources, "val", iter([]))
     with pytest.raises(UserError, match=r"data\.streaming: the val split is a stream and cannot be indexed"):
         load_samples(data, "val", [0])
+
+
+@pytest.fixture
+def edited_run(run, tmp_path, monkeypatch):
+    """A function that copies the run and changes its configuration; the configuration may name classes of `user`."""
+    code = """
+        import lightning, swin_lightning
+        class Classifier(swin_lightning.SwinClassifier): pass
+        class Data(lightning.LightningDataModule): num_classes = 10
+    """
+    (tmp_path / "user.py").write_text(textwrap.dedent(code), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "user", raising=False)
+
+    def edit(change):
+        folder = RunFolder(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("wandb")))
+        config = folder.read_config()
+        change(config)
+        folder.config.write_text(yaml.safe_dump(config), encoding="utf-8")
+        return folder.path
+
+    return edit
+
+
+def test_load_run_works_without_the_pretrained_weights(edited_run, loaded):
+    path = edited_run(lambda config: config["model"]["init_args"].update(weights="deleted.safetensors"))
+    assert torch.equal(load_run(path)[0].head.weight, loaded[0].head.weight)
+
+
+def test_load_run_builds_classes_of_the_user(edited_run):
+    model, _ = load_run(edited_run(lambda config: config["model"].update(class_path="user.Classifier")))
+    assert type(model).__name__ == "Classifier"
+
+
+def test_load_run_rejects_other_data_modules(edited_run):
+    path = edited_run(lambda config: config.update(data={"class_path": "user.Data"}))
+    with pytest.raises(UserError, match="Data is not a subclass of ImageDataModule"):
+        load_run(path)
 
 
 def test_load_run_rejects_other_folders(tmp_path):

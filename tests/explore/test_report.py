@@ -1,4 +1,3 @@
-import dataclasses
 import re
 
 import pytest
@@ -10,12 +9,6 @@ from swin_lightning.errors import UserError
 from swin_lightning.explore.evaluation import Evaluation
 from swin_lightning.explore.report import RunReport, compute_views, write_report
 from swin_lightning.runs import RunFolder
-
-
-@pytest.fixture
-def plain_report(run, log, evaluation):
-    """A report without attention maps, which is fast to write."""
-    return RunReport(RunFolder(run), log, "test", evaluation, [], None)
 
 
 def test_report_is_one_page_without_external_resources(run, tmp_path, capsys):
@@ -40,27 +33,18 @@ def test_report_is_one_page_without_external_resources(run, tmp_path, capsys):
     assert "swin_micro_patch4_window4_32" in text  # the configuration
 
 
-def test_report_of_a_model_without_errors(plain_report, tmp_path):
-    labels = plain_report.evaluation.labels
-    perfect = Evaluation(torch.eye(10)[labels], labels, [str(k) for k in range(10)], torch.arange(len(labels)))
-    page = write_report(dataclasses.replace(plain_report, evaluation=perfect), tmp_path / "page.html")
+def test_report_omits_what_a_model_does_not_have(run, log, loaded, tmp_path):
+    labels, classes = torch.arange(202) % 101, 101  # no errors, and too many classes for a confusion matrix
+    perfect = Evaluation(torch.eye(classes)[labels], labels, [f"class {k}" for k in range(classes)], torch.arange(202))
+    linear = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, classes))
+    views = compute_views(linear, loaded[1], perfect, "test")
+    page = write_report(RunReport(RunFolder(run), log, "test", perfect, [], views))
+    assert page == run / "report.html"
     text = page.read_text(encoding="utf-8")
-    assert "<h2>Most confident errors</h2>\n<p>No errors.</p>" in text and text.count("data:image/png;base64,") == 3
-
-
-def test_report_of_another_backbone_has_no_attention_maps(plain_report, loaded):
-    model = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, 10))
-    assert compute_views(model, loaded[1], plain_report.evaluation, "test") is None
-    page = write_report(plain_report)
-    assert page == plain_report.run.report
-    assert "No attention maps: the model contains no Swin Transformer." in page.read_text(encoding="utf-8")
-
-
-def test_report_omits_the_confusion_matrix_of_many_classes(plain_report, tmp_path):
-    names = [f"class {k}" for k in range(101)]
-    many = Evaluation(torch.rand(200, 101), torch.arange(200) % 101, names, torch.arange(200))
-    text = write_report(dataclasses.replace(plain_report, evaluation=many), tmp_path / "page.html").read_text("utf-8")
-    assert text.count("data:image/png;base64,") == 2 and "<th>prediction</th>" in text
+    assert "<h2>Most confident errors</h2>\n<p>No errors.</p>" in text
+    assert "<p>No attention maps: the model contains no Swin Transformer.</p>" in text
+    assert text.count("data:image/png;base64,") == 2  # training curves and calibration
+    assert "<th>label</th><th>prediction</th><th>images</th>" in text
 
 
 def test_report_of_invalid_arguments(tmp_path):

@@ -45,9 +45,9 @@ def test_calibration_figure(evaluation):
 
 
 def test_predictions_figure(dollars):
-    images = [np.zeros((8, 8, 3), np.uint8)] * 16
+    images = [np.zeros((8, 8, 3), np.uint8)] * 8
     names = ["tench, Tinca tinca", "a class name that is long"]
-    evaluation = Evaluation(torch.tensor([[0.25, 0.75]] * 16), torch.zeros(16, dtype=int), names, torch.arange(16))
+    evaluation = Evaluation(torch.tensor([[0.25, 0.75]] * 8), torch.zeros(8, dtype=int), names, torch.arange(8))
     figure = predictions_figure(evaluation, evaluation.errors(), images)
     assert text_overlaps(figure) == []
     assert figure.axes[0].get_title() == "a class name t (75 %)\nlabel tench (25 %)"

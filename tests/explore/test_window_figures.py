@@ -1,9 +1,9 @@
 """Texts in figures do not overlap."""
 
+import pandas as pd
 import pytest
 import torch
 
-from swin_lightning.explore.attention_cost import attention_costs
 from swin_lightning.explore.figures import sample_photo
 from swin_lightning.explore.receptive_field import receptive_fields
 from swin_lightning.explore.window_figures import (
@@ -48,7 +48,13 @@ def test_relative_index_figure():
 
 
 def test_cost_figure():
-    assert text_overlaps(cost_figure(attention_costs([56, 112, 168], dim=24, num_heads=2, repeats=1))) == []
+    rows = [(side, kind, 0.01 * side**2, 1e-4 * side**3) for side in (56, 112, 168) for kind in ("global", "window")]
+    figure = cost_figure(pd.DataFrame(rows, columns=["side", "kind", "megabytes", "milliseconds"]))
+    assert text_overlaps(figure) == []
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+        "global attention",
+        "window attention",
+    ]
 
 
 def test_receptive_field_figure(photo):
