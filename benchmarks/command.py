@@ -9,7 +9,7 @@ import torch
 
 from swin_lightning import allocator
 from swin_lightning.errors import CommandParser, UserError
-from swin_lightning.models.flops import builders
+from swin_lightning.models.registry import list_models
 
 
 def build_parser(name: str, description: str | None) -> CommandParser:
@@ -38,7 +38,7 @@ def parse(parser: CommandParser, args: list[str]) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
-    if "model" in options and options.model not in builders():
+    if "model" in options and options.model not in list_models():
         raise UserError(f"--model {options.model}: unknown model; `swin-lightning models` lists the names")
     torch.set_num_threads(options.threads)
     return options

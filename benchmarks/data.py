@@ -10,7 +10,7 @@ from benchmarks.baseline_pipeline import BaselineDataset
 from benchmarks.command import run
 from swin_lightning.config import instantiate, load
 from swin_lightning.data import ImageDataModule
-from swin_lightning.data.decoding import Encoded
+from swin_lightning.data.decoding import LazyImage
 from swin_lightning.data.sampling import ImageDataset, ResumableSampler
 from swin_lightning.errors import CommandParser, UserError
 
@@ -48,7 +48,7 @@ def compare(data: ImageDataModule, images: int) -> tuple[list[float], list[float
         UserError: For another crop than `random_resized`, or images that do not come from files.
     """
     source = data.sources["train"]
-    if data.crop != "random_resized" or not hasattr(source, "__getitem__") or not isinstance(source[0][0], Encoded):
+    if data.crop != "random_resized" or not hasattr(source, "__getitem__") or not isinstance(source[0][0], LazyImage):
         raise UserError("the PIL pipeline needs data.crop=random_resized and a local data set of image files")
     images = min(images, len(source))
 

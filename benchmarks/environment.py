@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from swin_lightning.allocator import SETTINGS, SWITCH
+from swin_lightning.allocator import ENV_VAR, SETTINGS
 
 PACKAGES = ("swin_lightning", "torch", "lightning", "timm", "torchvision", "transformers")
 
@@ -44,5 +44,5 @@ def package_versions() -> dict[str, str]:
 
 def default_environment() -> dict[str, str]:
     """Environment variables of a user who starts Python: without the allocator settings of our own command line."""
-    ours = () if os.environ.get(SWITCH, "off") == "off" else SETTINGS
-    return {name: value for name, value in os.environ.items() if name not in ours} | {SWITCH: "off"}
+    ours = () if os.environ.get(ENV_VAR, "off") == "off" else SETTINGS
+    return {name: value for name, value in os.environ.items() if name not in ours} | {ENV_VAR: "off"}

@@ -20,7 +20,8 @@ from benchmarks.environment import default_environment, describe_machine, packag
 from benchmarks.timing import BenchmarkCase, evaluation_step, interleave, peak_performance, timed, training_step
 from swin_lightning.benchmark.memory import peak_resident, reset_peak_resident, resident
 from swin_lightning.errors import CommandParser, UserError
-from swin_lightning.models.flops import builders, count, image_size, num_classes
+from swin_lightning.models.flops import count_params_and_macs
+from swin_lightning.models.registry import model_info
 
 OWN = "swin_lightning"
 MODES = ("eval", "train")
@@ -157,13 +158,13 @@ class BenchmarkContext:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options, size = options, image_size(options.model)
-        self.num_classes = num_classes(options.model)
+        info = model_info(options.model)
+        self.options, self.num_classes, size = options, info.num_classes, info.image_size
         device = torch.device(options.device)
         self.classifier = reference_models.build_own(options.model, self.num_classes, options.drop_path)
         self.images = torch.randn(options.batch_size, 3, size, size).to(device)
         self.targets = torch.randint(self.num_classes, (options.batch_size,)).to(device)
-        self.macs = count(builders()[options.model], self.num_classes, size)[1]
+        _, self.macs = count_params_and_macs(info.builder, self.num_classes, size)
 
     def models(self, only: list[str] | None = None) -> Iterator[tuple[str, nn.Module]]:
         """Our own model, the other implementations that are available, and the ViT; on the device."""

@@ -22,7 +22,7 @@ from swin_lightning.batch import Batch
 from swin_lightning.callbacks import BestMetric, TrainingMonitor
 from swin_lightning.checkpointing import EMA
 from swin_lightning.loggers import CSVLogger
-from swin_lightning.models.flops import builders, image_size, num_classes
+from swin_lightning.models.registry import model_info
 from swin_lightning.tasks.classification import SwinClassifier
 
 STEPS, WARMUP = 40, 5  # of one measurement; the warm-up steps are not counted
@@ -61,7 +61,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     Returns:
         `bare_ms` and `trainer_ms`, median milliseconds of a step, and `ratio`, median and quartiles.
     """
-    size, classes = image_size(options.model), num_classes(options.model)
+    info = model_info(options.model)
+    size, classes = info.image_size, info.num_classes
     batch: Batch = {
         "image": torch.randn(options.batch_size, 3, size, size),
         "target": torch.randint(classes, (options.batch_size,)),
@@ -83,7 +84,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 def build_classifier(name: str, num_classes: int) -> SwinClassifier:
     torch.manual_seed(0)
-    return SwinClassifier(builders()[name](drop_path_rate=0.0), num_classes)
+    return SwinClassifier(model_info(name).builder(drop_path_rate=0.0), num_classes)
 
 
 def trainer_loop(model: SwinClassifier, batch: Batch, options: argparse.Namespace) -> float:

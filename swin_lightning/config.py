@@ -100,6 +100,13 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         raise UserError(explain(message)) from ex
 
+    def add_function_arguments(self, *args: Any, linked_targets: Any = None, **kwargs: Any) -> Any:
+        """Without the link targets of the enclosing class, which jsonargparse 4.53 passes to functions by mistake.
+
+        Else `--model.lr` fails after an experiment has given arguments to a backbone that is a function.
+        """
+        return super().add_function_arguments(*args, **kwargs)
+
 
 def add_options(parser: LightningArgumentParser) -> None:
     """Add the options that `fit`, `validate`, `test` and `predict` share."""
@@ -223,7 +230,7 @@ def unknown_option(key: str) -> str:
 
 def known_options() -> set[str]:
     """The options with a name of their own, and those of the classes that this package provides."""
-    keys = {short_key(key) for key in build_parser().get_defaults(skip_validation=True).keys()}
+    keys = set(map(short_key, build_parser().get_defaults(skip_validation=True).keys()))
     for prefix, base in {"model": SwinClassifier, "model.backbone": SwinTransformer, "data": ImageDataModule}.items():
         for cls in [base, *_subclasses(base)]:
             keys |= {f"{prefix}.{name}" for name in init_parameters(cls)}

@@ -15,7 +15,7 @@ from swin_lightning.benchmark.augmentation_sheet import save_augmentation_sheet
 from swin_lightning.benchmark.step import measure, world_size
 from swin_lightning.config import instantiate
 from swin_lightning.data import ImageDataModule
-from swin_lightning.data.decoding import Encoded
+from swin_lightning.data.decoding import LazyImage
 from swin_lightning.data.sampling import ImageDataset, ResumableSampler
 from swin_lightning.data.transforms import Transform
 from swin_lightning.errors import UserError
@@ -79,7 +79,7 @@ def stage_rates(data: ImageDataModule, images: int) -> tuple[dict[str, float], f
 
     def read(key: tuple[int, int]) -> Any:
         image = source[key[1]][0]
-        if isinstance(image, Encoded):
+        if isinstance(image, LazyImage):
             image.size()  # reads the file
         return image
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import command, environment, model
-from swin_lightning.allocator import GLIBC, SWITCH
+from swin_lightning.allocator import ENV_VAR, GLIBC
 from tests.support import cli
 
 SMALL = ["--model", "swin_micro_patch4_window4_32", "--batch-size", "2", "--rounds", "2", "--threads", "1",
@@ -101,12 +101,12 @@ def test_worker_measures_one_model(official, capsys):
 
 def test_default_environment_has_no_allocator_settings(monkeypatch):
     monkeypatch.setenv("LD_PRELOAD", "theirs.so")
-    monkeypatch.delenv(SWITCH, raising=False)
+    monkeypatch.delenv(ENV_VAR, raising=False)
     assert environment.default_environment()["LD_PRELOAD"] == "theirs.so"  # not set by us
-    for name, value in {**GLIBC, SWITCH: "glibc"}.items():
+    for name, value in {**GLIBC, ENV_VAR: "glibc"}.items():
         monkeypatch.setenv(name, value)
     found = environment.default_environment()
-    assert not set(GLIBC) & set(found) and found[SWITCH] == "off"
+    assert not set(GLIBC) & set(found) and found[ENV_VAR] == "off"
 
 
 @pytest.mark.slow
