@@ -27,7 +27,9 @@ def load_command(name: str) -> Callable[[list[str]], None]:
 
 def overview() -> str:
     """The text of `swin-lightning --help`."""
-    lines = [f"  {name:10} {text}" for name, text in [*TRAINER_COMMANDS.items(), *((n, c[1]) for n, c in COMMANDS.items())]]
+    lines = [
+        f"  {name:10} {text}" for name, text in [*TRAINER_COMMANDS.items(), *((n, c[1]) for n, c in COMMANDS.items())]
+    ]
     return "\n".join(
         [
             "usage: swin-lightning COMMAND ...; run `swin-lightning COMMAND --help` for options",
