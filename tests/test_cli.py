@@ -1,6 +1,7 @@
 """The commands fit, validate, test and predict on the embedded digits."""
 
 import csv
+import os
 import signal
 import subprocess
 import sys
@@ -205,6 +206,14 @@ def test_interrupted_run_resumes(number, code):
     assert resumed.trainer.global_step == done + 2 and resumed.run_dir == run_dir
 
 
+SGD = "--model.optimizer=torch.optim.SGD"
+
+
+def metric(name, cls, classes):
+    spec = f"{{class_path: torchmetrics.classification.{cls}, init_args: {{num_classes: {classes}}}}}"
+    return f"--model.metrics={{{name}: {spec}}}"
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -220,13 +229,13 @@ def test_interrupted_run_resumes(number, code):
         (["--trainer.accumulate_grad_batches=3"], "use a multiple of 3"),
         (["--data.rand_augment=randy"], "rand_augment 'randy'"),
         (["--model.layer_decay=0.5", "--model.backbone=tests.test_cli.Flat"], "layer_decay 0.5 needs a backbone"),
-        (["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1"], "unknown option model.optimizer.lr; did you mean model.lr?"),
-        (["--model.optimizer=torch.optim.SGD", "--model.optimizer.momentum=-1"], "model.optimizer: Invalid momentum value: -1"),
+        ([SGD, "--model.optimizer.lr=0.1"], "unknown option model.optimizer.lr; did you mean model.lr?"),
+        ([SGD, "--model.optimizer.momentum=-1"], "model.optimizer: Invalid momentum value: -1"),
         (["--model.lr_schedule=cosin"], "model.lr_schedule: expected one of cosine, linear, constant, step, wsd"),
         (["--model.freeze=backbon"], "model.freeze 'backbon' matches no parameter; the modules are backbone, head"),
-        (["--model.metrics={acc: {class_path: torchmetrics.classification.MulticlassF1Score, init_args: {num_classes: 10}}}"], "name 'acc'"),
-        (["--model.metrics={f1: {class_path: torchmetrics.classification.MulticlassF1Score, init_args: {num_classes: 4}}}"], "model.metrics.f1: MulticlassF1Score does not fit 10 classes"),
-        (["--model.metrics={m: {class_path: torchmetrics.classification.MulticlassConfusionMatrix, init_args: {num_classes: 10}}}"], "gives (10, 10); only a scalar"),
+        ([metric("acc", "MulticlassF1Score", 10)], "name 'acc'"),
+        ([metric("f1", "MulticlassF1Score", 4)], "model.metrics.f1: MulticlassF1Score does not fit 10 classes"),
+        ([metric("m", "MulticlassConfusionMatrix", 10)], "gives (10, 10); only a scalar"),
         (["--model=nowhere.Mine"], "model: No module named 'nowhere'"),
         (["-c", "hardware/gpux"], "did you mean hardware/gpus?"),
         (["--lr=1"], "unknown option lr; did you mean model.lr?"),
