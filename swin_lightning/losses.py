@@ -1,7 +1,7 @@
 """Losses for `model.loss`: callables `(logits, targets) -> scalar`.
 
-`logits` are `B, K`; `targets` are class indices `B`, or class probabilities `B, K` when mixup or CutMix is on. The losses
-of torch are available under their own class paths, such as `torch.nn.CrossEntropyLoss`.
+`logits` are `B, K`; `targets` are class indices `B`, or class probabilities `B, K` with mixup or CutMix. The losses of
+torch are available under their own class paths, such as `torch.nn.CrossEntropyLoss`.
 """
 
 import torch

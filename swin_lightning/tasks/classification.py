@@ -139,7 +139,7 @@ class SwinClassifier(Task):
                 extra.update(logits[known].softmax(dim=1), targets[known])
             if not _per_class(extra):
                 self.log(f"{split}/{name}", extra)
-        return logits
+        return logits  # type: ignore[no-any-return]
 
     def _log_per_class(self, split: str) -> None:
         names = self.class_names or [str(k) for k in range(self.num_classes)]
