@@ -230,7 +230,7 @@ def unknown_option(key: str) -> str:
 
 def known_options() -> set[str]:
     """The options with a name of their own, and those of the classes that this package provides."""
-    keys = {short_key(key) for key in build_parser().get_defaults(skip_validation=True).keys()}
+    keys = set(map(short_key, build_parser().get_defaults(skip_validation=True).keys()))
     for prefix, base in {"model": SwinClassifier, "model.backbone": SwinTransformer, "data": ImageDataModule}.items():
         for cls in [base, *_subclasses(base)]:
             keys |= {f"{prefix}.{name}" for name in init_parameters(cls)}
