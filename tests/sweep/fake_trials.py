@@ -28,7 +28,7 @@ options = dict(argument.split("=") for argument in sys.argv[1:])
 lr = options["--model.lr"]
 run = pathlib.Path(os.environ["SWIN_LIGHTNING_RUNS"], "fake", "0-" + os.environ["WANDB_RUN_ID"])
 run.mkdir(parents=True, exist_ok=True)
-log = run / "starts.txt"
+log = run / "events.txt"
 
 def note(event):
     with log.open("a") as file:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import lock_descriptor
 
 from swin_lightning.cli import main
 from swin_lightning.errors import UserError
@@ -71,31 +72,38 @@ def test_hyperband_terminates_a_running_trial():
     Path("hold").write_text("0.05")  # this trial does not end by itself
     trials = drive(
         make_sweep(
-            method="grid", parameters={"model.lr": {"values": [0.05, 0.1, 0.2]}}, run_cap=None,
+            method="grid", parameters={"model.lr": {"values": [0.1, 0.2, 0.05]}}, run_cap=None,
             early_terminate={"type": "hyperband", "min_iter": 1, "eta": 2},
         ),
-        parallel=3,
+        parallel=1,
     )  # fmt: skip
-    states = {t.parameters["model.lr"]: t.state for t in trials}
-    assert states == {0.05: "stopped", 0.1: "finished", 0.2: "finished"}
+    assert [(t.parameters["model.lr"], t.state) for t in trials] == [
+        (0.1, "finished"),
+        (0.2, "finished"),
+        (0.05, "stopped"),
+    ]
+    assert events(trials[2]) == ["started", "terminated"]
+
+
+def events(trial):
+    return Path(f"runs/fake/0-{trial.id}/events.txt").read_text().split()
 
 
 DRIVE = """
 import sys
 sys.path.insert(0, sys.argv[1])
+from swin_lightning.sweep import driver
+driver.POLL_INTERVAL = 0.02
 from tests.sweep.fake_trials import drive, make_four_trials
 drive(make_four_trials())
 """
-
-
-def events(trial):
-    return Path(f"runs/fake/0-{trial.id}/starts.txt").read_text().split()
 
 
 def test_sweep_resumes_after_a_killed_driver():
     Path("hold").write_text("0.12")  # the third trial is running when the driver is killed
     killed = subprocess.Popen([sys.executable, "-c", DRIVE, str(ROOT)], env=environment())
     wait_for(lambda: [t.state for t in TrialLog(Path()).read()] == ["finished", "finished", "running", "finished"])
+    wait_for(lambda: len(list(Path().glob("runs/fake/*/metrics.csv"))) == 4)
     killed.kill()
     killed.wait()
     before = TrialLog(Path()).read()
@@ -119,8 +127,7 @@ def test_running_trials_are_terminated_with_the_driver():
     driver = Driver(held, Path.cwd(), worker_slots(1), 1)
 
     def interrupt(trials, progress):
-        (folder,) = [*Path("runs/fake").glob("*"), *[None] * (not Path("runs/fake").exists())]
-        if folder and (folder / "metrics.csv").exists():
+        if list(Path().glob("runs/fake/*/metrics.csv")):
             raise KeyboardInterrupt
 
     driver.progress_table.update = interrupt
@@ -132,11 +139,26 @@ def test_running_trials_are_terminated_with_the_driver():
     assert trial.state == "finished" and events(trial) == ["started", "terminated", "started", "ended"]
 
 
-def test_pid_of_a_process_that_is_not_the_trial_is_ignored():
-    interrupted = make_sweep(parameters={"model.lr": {"value": 0.1}}, run_cap=1)
+@pytest.fixture
+def interrupted():
+    """A sweep with one trial that was running when its driver was killed."""
     TrialLog(Path()).write(Trial(1, "0a1b2c3d", {"model.lr": 0.1}))
+    return make_sweep(parameters={"model.lr": {"value": 0.1}}, run_cap=1)
+
+
+def test_orphan_that_ignores_sigterm_is_killed(interrupted):
+    with Path("0a1b2c3d.pid").open("w") as pid_file:
+        lock_descriptor(pid_file.fileno())
+        command = ["sh", "-c", "trap '' TERM; exec sleep 600"]
+        orphan = subprocess.Popen(command, pass_fds=[pid_file.fileno()])
+        pid_file.write(str(orphan.pid))
+    (trial,) = drive(interrupted)
+    assert trial.state == "finished" and orphan.wait(10) == -signal.SIGKILL
+
+
+def test_pid_of_another_process_is_ignored(interrupted):
     other = subprocess.Popen(["sleep", "600"])
-    Path("0a1b2c3d.pid").write_text(str(other.pid))  # the id was reused after the trial had ended
+    Path("0a1b2c3d.pid").write_text(str(other.pid))  # reused after the trial had ended
     (trial,) = drive(interrupted)
     assert trial.state == "finished" and other.poll() is None
     other.kill()
@@ -213,6 +235,11 @@ def real_sweep(tmp_path_factory):
         return folder.absolute()
 
 
+def real_fit(folder):
+    """Arguments with the options of the trial of `real_sweep`."""
+    return ["fit", "-c", DIGITS, *SHORT, "-c", str(folder / "best.yaml"), "--test_after_fit=false"]
+
+
 def test_options_of_a_trial_are_those_of_its_run_and_the_overlay_reproduces_it(real_sweep):
     frame = load_sweep(real_sweep)
     assert frame.attrs["parameters"] == ["model.backbone.drop_path_rate", "data.batch_size"]
@@ -222,10 +249,11 @@ def test_options_of_a_trial_are_those_of_its_run_and_the_overlay_reproduces_it(r
     backbone = saved["model"]["init_args"]["backbone"]["init_args"]
     assert backbone["drop_path_rate"] == row["model.backbone.drop_path_rate"] > 0
     assert saved["data"]["init_args"]["batch_size"] == row["data.batch_size"] == 16
-    repeated = main(["fit", "-c", DIGITS, *SHORT, "-c", str(real_sweep / "best.yaml"), "--test_after_fit=false"])
+    repeated = main(real_fit(real_sweep))
     assert metrics(repeated.run_dir, "val/loss") == [pytest.approx(row["val/loss"])]
 
 
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")  # Lightning, resumed at the end of an epoch
 def test_restarted_trial_continues_from_its_checkpoint(real_sweep, monkeypatch):
     (run,) = real_sweep.glob("runs/digits_swin_micro/*")
     shutil.copytree(run, Path("elsewhere/digits_swin_micro") / run.name)
@@ -234,6 +262,6 @@ def test_restarted_trial_continues_from_its_checkpoint(real_sweep, monkeypatch):
     other.touch()
     monkeypatch.setenv("WANDB_RUN_ID", run.name.rsplit("-", 1)[-1])
     monkeypatch.setenv("SWIN_LIGHTNING_RUNS", "elsewhere")
-    resumed = main(["fit", "-c", DIGITS, *SHORT, "--trainer.max_epochs=2", "--test_after_fit=false"])
+    resumed = main([*real_fit(real_sweep), "--trainer.max_epochs=2"])
     assert resumed.run_dir == Path("elsewhere/digits_swin_micro") / run.name
     assert resumed.trainer.global_step == 6 and len(metrics(resumed.run_dir, "val/loss")) == 2
