@@ -52,7 +52,7 @@ def receptive_fields(model: nn.Module, images: Tensor) -> list[ReceptiveField]:
     try:
         with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
             images = images.detach().requires_grad_()
-            backbone.stages(images)
+            backbone.forward_intermediates(images)
     finally:
         for handle in handles:
             handle.remove()

@@ -41,7 +41,7 @@ def test_grad_cam_weights_features_by_mean_gradient(network):
     model = SwinClassifier(network(**SMALL), num_classes=3).eval()
     images, classes = torch.randn(2, 3, 16, 16), torch.tensor([2, 0])
     with torch.no_grad():
-        features = model.backbone.stages(images)[-1]
+        features = model.backbone.forward_intermediates(images)[-1]
     features.requires_grad_()
     logits = model.head(model.backbone.norm(features).mean(dim=(1, 2)))
     (logits[0, 2] + logits[1, 0]).backward()
