@@ -33,6 +33,7 @@ def console() -> None:
 
 def _run(command: str) -> None:
     if command in COMMANDS:  # without Lightning
+        sys.path.append(os.getcwd())  # classes in files of the working directory can be named, as in cli.main
         load_command(command)(sys.argv[2:])
         return
     from lightning.pytorch.utilities.exceptions import SIGTERMException
