@@ -15,7 +15,7 @@ COMMANDS = {
     "sweep": ("swin_lightning.sweep", "run a hyperparameter sweep, with or without W&B"),
     "report": ("swin_lightning.explore.report", "write an HTML report of a run: results, errors, attention maps"),
     "export": ("swin_lightning.export", "convert a checkpoint to another weight format or a torch.export program"),
-    "benchmark": ("swin_lightning.benchmark", "measure training and data loading speed"),
+    "benchmark": ("swin_lightning.benchmark", "measure data throughput, and time and memory of a training step"),
 }  # name -> module with a function of that name, and description
 
 
