@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from swin_lightning.allocator import GLIBC, SWITCH
+from swin_lightning.allocator import GLIBC, ENV_VAR
 from swin_lightning.benchmark import benchmark, model, peers, trainer
 from swin_lightning.benchmark.measure import Contestant, paired_ratio, take_turns
 from swin_lightning.commands import find
@@ -112,11 +112,11 @@ def test_all_parameters_differ_from_where_they_start():
 
 def test_a_peer_is_started_without_our_allocator(monkeypatch):
     monkeypatch.setenv("LD_PRELOAD", "theirs.so")
-    monkeypatch.delenv(SWITCH, raising=False)
+    monkeypatch.delenv(ENV_VAR, raising=False)
     assert model.plain_environment()["LD_PRELOAD"] == "theirs.so"  # not set by us
-    for name, value in {**GLIBC, SWITCH: "glibc"}.items():
+    for name, value in {**GLIBC, ENV_VAR: "glibc"}.items():
         monkeypatch.setenv(name, value)
-    assert not {*GLIBC, SWITCH} & set(model.plain_environment())
+    assert not {*GLIBC, ENV_VAR} & set(model.plain_environment())
 
 
 def test_the_trainer_is_measured_against_a_bare_loop(capsys, monkeypatch):

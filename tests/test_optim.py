@@ -315,7 +315,9 @@ def test_backbone_finetuning_adds_its_group_beside_the_schedule(make_trainer):
 
     class Groups(Callback):
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            seen.append([(group["lr"], group["weight_decay"], len(group["params"])) for group in optimizer.param_groups])
+            seen.append(
+                [(group["lr"], group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
+            )
 
     model = SwinClassifier(Backbone(), 2, lr=0.1, min_lr=0.0, weight_decay=0.3)
     finetuning = BackboneFinetuning(unfreeze_backbone_at_epoch=1, backbone_initial_lr=0.01, should_align=False)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from swin_lightning.benchmark.usual import UsualDataset
 from swin_lightning.config import Parser
 from swin_lightning.data import ImageDataModule
-from swin_lightning.data.decoding import Encoded
+from swin_lightning.data.decoding import LazyImage
 from swin_lightning.data.sampling import ImageDataset, ResumableSampler
 from swin_lightning.data.transforms import Transform
 from swin_lightning.errors import CommandParser, UserError
@@ -98,7 +98,7 @@ def single_process(data: ImageDataModule, images: int) -> tuple[list[Row], Row]:
 
     def read(key: tuple[int, int]) -> Any:
         image = source[key[1]][0]
-        if isinstance(image, Encoded):
+        if isinstance(image, LazyImage):
             image.size()  # reads the file
         return image
 
@@ -150,7 +150,7 @@ def beside_the_usual(data: ImageDataModule, images: int) -> tuple[float, float, 
         ValueError: For another crop than `random_resized`, or images that are not files.
     """
     source = data.sources["train"]
-    if data.crop != "random_resized" or not isinstance(source[0][0], Encoded):
+    if data.crop != "random_resized" or not isinstance(source[0][0], LazyImage):
         raise UserError("--usual compares the pipeline of ImageNet: data.crop random_resized, from image files")
     images = min(images, len(source))
 

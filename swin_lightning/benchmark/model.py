@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swin_lightning.allocator import SETTINGS, SWITCH
+from swin_lightning.allocator import ENV_VAR, SETTINGS
 from swin_lightning.benchmark import peers, report
 from swin_lightning.benchmark.measure import Contestant, evaluation, matrix_product, take_turns, timed, training
 from swin_lightning.errors import CommandParser, UserError
-from swin_lightning.models.flops import builders, count, image_size, num_classes
+from swin_lightning.models.flops import count_params_and_macs
+from swin_lightning.models.registry import list_models, model_info
 
 OURS = "swin_lightning"
 MODES = ("eval", "train")
@@ -62,7 +63,7 @@ def main(args: list[str]) -> None:
     options = parser().parse_args(args)
     if options.batch_size < 1 or (options.rounds or 1) < 1:
         raise UserError(f"--batch-size {options.batch_size} and --rounds {options.rounds} must be at least 1")
-    if options.model not in builders():
+    if options.model not in list_models():
         raise UserError(f"--model {options.model}: unknown; `swin-lightning models` lists the names")
     torch.set_num_threads(options.threads)
     if options.trainer:
@@ -95,7 +96,7 @@ def in_one_process(options: argparse.Namespace, mode: str) -> list[report.Row]:
     peak = matrix_product(setting.images.device, options.precision)
     take_turns([*contestants, peak], options.rounds or 12, setting.images.device)
     if setting.images.device.type == "cpu":  # of a process each, which gives back what it frees
-        environment = {**plain_environment(), SWITCH: "off"}
+        environment = {**plain_environment(), ENV_VAR: "off"}
         for contestant in contestants:
             contestant.memory = run_worker(options, mode, contestant.name, environment, rounds=2)["memory"]
     return report.rows(contestants, peak, options.batch_size, OURS, differences)
@@ -160,13 +161,14 @@ class Setting:
     """One shape, one batch of random images, one set of random weights for all."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options, size = options, image_size(options.model)
-        self.classes = num_classes(options.model)
+        info = model_info(options.model)
+        self.options, size = options, info.image_size
+        self.classes = info.num_classes
         device = torch.device(options.device)
         self.classifier = peers.ours(options.model, self.classes, options.drop_path)
         self.images = torch.randn(options.batch_size, 3, size, size).to(device)
         self.targets = torch.randint(self.classes, (options.batch_size,)).to(device)
-        self.macs = count(builders()[options.model], self.classes, size)[1]
+        self.macs = count_params_and_macs(info.builder, self.classes, size)[1]
 
     def models(self, only: list[str] | None = None) -> Iterator[tuple[str, nn.Module]]:
         """Ours, the peers that are there, and the ViT."""
@@ -240,5 +242,5 @@ def _read(path: str) -> str:
 
 def plain_environment() -> dict[str, str]:
     """That of a user who starts Python: without what our command line has set for its own process."""
-    ours = () if os.environ.get(SWITCH, "off") == "off" else SETTINGS
+    ours = () if os.environ.get(ENV_VAR, "off") == "off" else SETTINGS
     return {name: value for name, value in os.environ.items() if name not in ours}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from swin_lightning.errors import UserError
-from swin_lightning.models.flops import builders
+from swin_lightning.models.registry import model_info
 from swin_lightning.models.swin import SwinTransformer
 from swin_lightning.models.swin_v2 import SwinTransformerV2
 from swin_lightning.models.weights import export_weights
@@ -55,7 +55,8 @@ def ours(name: str, num_classes: int, drop_path: float) -> Classifier:
     Vectors and bias tables are random too: with the zeros and ones they start from, much could differ unseen.
     """
     torch.manual_seed(0)
-    model = Classifier(builders()[name](num_classes=num_classes, drop_path_rate=drop_path))
+    backbone = model_info(name).builder(num_classes=num_classes, drop_path_rate=drop_path)
+    model = Classifier(cast(SwinTransformer, backbone))
     for key, parameter in model.named_parameters():
         if parameter.ndim == 1 or "bias_table" in key or key == "head.weight":
             nn.init.normal_(parameter, mean=float("norm" in key and key.endswith("weight")), std=0.2)

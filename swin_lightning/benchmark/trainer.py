@@ -18,7 +18,7 @@ from swin_lightning.benchmark.measure import autocast, paired_ratio
 from swin_lightning.callbacks import BestMetric, TrainingMonitor
 from swin_lightning.checkpointing import EMA
 from swin_lightning.loggers import CSVLogger
-from swin_lightning.models.flops import builders, image_size, num_classes
+from swin_lightning.models.registry import model_info
 from swin_lightning.tasks.classification import SwinClassifier
 
 STEPS, WARMUP = 40, 5  # of one measurement; the first are left out
@@ -48,7 +48,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     Returns:
         Median milliseconds of a step of both, and the ratio with quartiles.
     """
-    size, classes = image_size(options.model), num_classes(options.model)
+    size, classes = model_info(options.model).image_size, model_info(options.model).num_classes
     batch = {
         "image": torch.randn(options.batch_size, 3, size, size),
         "target": torch.randint(classes, (options.batch_size,)),
@@ -70,7 +70,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 def classifier(options: argparse.Namespace, classes: int) -> SwinClassifier:
     torch.manual_seed(0)
-    return SwinClassifier(builders()[options.model](drop_path_rate=0.0), classes, label_smoothing=0.1)
+    return SwinClassifier(model_info(options.model).builder(drop_path_rate=0.0), classes, label_smoothing=0.1)
 
 
 def trainer_loop(model: SwinClassifier, batch: Batch, options: argparse.Namespace) -> float:

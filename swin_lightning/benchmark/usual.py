@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch.utils.data import Dataset
 
 from swin_lightning.data.image_datamodule import ImageDataModule
-from swin_lightning.data.readers import Source
+from swin_lightning.data.readers import Reader
 from swin_lightning.data.transforms import RandAugment, RandomResizedCrop
 
 Fill = tuple[int, int, int]
@@ -27,7 +27,7 @@ class UsualDataset(Dataset[dict[str, Any]]):
     """The items of an experiment's training set as the usual pipeline makes them, by (epoch, index)."""
 
     def __init__(self, data: ImageDataModule) -> None:
-        self.source: Source = data.sources["train"]
+        self.source: Reader = data.sources["train"]
         self.size, self.hflip = data.image_size, data.hflip
         self.mean = torch.tensor(data.mean).view(3, 1, 1)
         self.std = torch.tensor(data.std).view(3, 1, 1)
