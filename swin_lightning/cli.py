@@ -22,8 +22,6 @@ from swin_lightning.callbacks import (
     BestMetric,
     CompileTimeLogger,
     EpochSummary,
-    PredictionReport,
-    PredictionWriter,
     ProgressBar,
     SaveConfig,
     TrainingMonitor,
@@ -35,6 +33,7 @@ from swin_lightning.errors import UserError, user_error
 from swin_lightning.loggers import ended_by_sweep, finish_wandb
 from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.weights import read_checkpoint
+from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter
 from swin_lightning.runs import RunFolder, find_checkpoint
 
 RUN_DIR_ENV = "SWIN_LIGHTNING_RUN_DIR"  # the run folder, for the ranks that Lightning starts on this machine
@@ -103,9 +102,9 @@ class CLI(LightningCLI):
             options.verbose = False  # one line says the same, see _print_result
         if self.subcommand == "predict":
             options.trainer.logger = False  # the result is a file
-        loggers = options.trainer.logger if isinstance(options.trainer.logger, list) else []
+        loggers = options.trainer.logger if isinstance(options.trainer.logger, list) else [options.trainer.logger]
         for logger in loggers:
-            if logger.init_args.get("save_dir", "") is None:
+            if isinstance(logger, Namespace) and logger.get("init_args.save_dir", "") is None:
                 logger.init_args.save_dir = str(self.run.path)
         options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.run.checkpoints)
         options.trainer.default_root_dir = options.trainer.default_root_dir or str(self.run.path)
@@ -130,22 +129,25 @@ class CLI(LightningCLI):
         if dry_run:  # Lightning would still write a last checkpoint
             trainer["enable_checkpointing"] = False
         self.checkpoint = options.checkpoint
-        optional = [options.ema, options.early_stopping, *([] if dry_run else [self.checkpoint])]
+        monitor = self.checkpoint.monitor
+        optional = [options.ema, options.early_stopping, *([] if dry_run else [self.checkpoint, self.checkpoint.last])]
         callbacks += [callback for callback in optional if getattr(callback, "enabled", True)]
         callbacks += [
             PerStepSeed(),
             TrainingMonitor(),
             BestMetric(),
+            *([BestMetric(monitor, self.checkpoint.mode)] if monitor != "val/acc" else []),
             PredictionReport(self.run),
             PredictionWriter(self.run),
         ]
         if getattr(self.model, "compile_backbone", False):
             callbacks.append(CompileTimeLogger())
         if trainer["enable_progress_bar"] is not False:
-            callbacks.append(ProgressBar() if sys.stdout.isatty() else EpochSummary())
+            callbacks.append(ProgressBar(monitor) if sys.stdout.isatty() else EpochSummary(monitor))
             trainer["enable_progress_bar"] = sys.stdout.isatty()
         if not dry_run:
-            callbacks.append(SaveConfig(self.run, self.saved_config))
+            named = config.flatten(yaml.safe_load(self.saved_config))
+            callbacks.append(SaveConfig(self.run, self.saved_config, named))
         return Trainer(**{**trainer, "callbacks": callbacks})
 
     def after_instantiate_classes(self) -> None:
