@@ -1,50 +1,62 @@
-"""All commands by name, and the two that stand here: `swin-lightning models` and `swin-lightning export`."""
+"""Commands by name. Their modules are imported only when a command is run."""
 
+import difflib
 import importlib
+import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from swin_lightning.errors import CommandParser, UserError
 
-if TYPE_CHECKING:
-    pass
-
 TRAINER_COMMANDS = {
     "fit": "train an experiment, then test its best checkpoint",
-    "validate": "measure a checkpoint or weights on the validation images",
-    "test": "the same on the test images",
-    "predict": "classify images of your own",
-}  # what Lightning's command line does, see cli.py
+    "validate": "evaluate a checkpoint or weights on the validation images",
+    "test": "evaluate a checkpoint or weights on the test images",
+    "predict": "classify your own images",
+}  # subcommands of LightningCLI, see cli.py
 
 COMMANDS = {
-    "models": ("swin_lightning.commands", "all named models with parameters, MACs and published accuracy"),
-    "sweep": ("swin_lightning.sweep", "run a sweep file, with or without W&B's server"),
-    "report": ("swin_lightning.explore.report", "a run's results and what its model looks at, on one HTML page"),
-    "export": ("swin_lightning.commands", "write a run's weights for this or another project"),
-    "benchmark": ("swin_lightning.benchmark", "measure speed beside other projects"),
-}  # name -> module with a function of that name, and what it does
+    "models": ("swin_lightning.commands", "list all models with parameters, MACs and published accuracy"),
+    "sweep": ("swin_lightning.sweep", "run a hyperparameter sweep, with or without W&B"),
+    "report": ("swin_lightning.explore.report", "write an HTML report of a run: results, errors, attention maps"),
+    "export": ("swin_lightning.commands", "convert a checkpoint to another weight format or a torch.export program"),
+    "benchmark": ("swin_lightning.benchmark", "measure the speed of training and of the data pipeline"),
+    "schema": ("swin_lightning.schema", "print the JSON schema of experiments, for editors"),
+    "completion": ("swin_lightning.completion", "print a completion script for bash or zsh"),
+}  # name -> module with a function of that name, and description
 
 
 def load_command(name: str) -> Callable[[list[str]], None]:
-    """The function of a command, which takes its arguments; only now is its module imported."""
+    """Import the function of a command; it takes the command-line arguments."""
     command: Callable[[list[str]], None] = getattr(importlib.import_module(COMMANDS[name][0]), name)
     return command
 
 
 def overview() -> str:
-    """The answer to `swin-lightning --help`."""
-    lines = [
-        f"  {name:10} {text}" for name, text in [*TRAINER_COMMANDS.items(), *((n, c[1]) for n, c in COMMANDS.items())]
-    ]
+    """The text of `swin-lightning --help`."""
+    descriptions = [*TRAINER_COMMANDS.items(), *((name, text) for name, (_, text) in COMMANDS.items())]
     return "\n".join(
         [
-            "usage: swin-lightning COMMAND ...; swin-lightning COMMAND --help tells its options",
+            "usage: swin-lightning COMMAND ...; run `swin-lightning COMMAND --help` for options",
             "",
-            *lines,
+            *(f"  {name:10}  {text}" for name, text in descriptions),
             "",
-            "start: swin-lightning fit -c experiments/digits_swin_micro.yaml",
+            "example: swin-lightning fit -c digits_swin_micro",
         ]
     )
+
+
+def check_command(name: str) -> None:
+    """Raise a `UserError` for a command that does not exist."""
+    names = [*TRAINER_COMMANDS, *COMMANDS]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
+        raise UserError(f"unknown command {name!r}; {hint}")
+
+
+def asks_for_help(argument: str) -> bool:
+    """Whether an argument of a trainer command is `-h`, `--help`, or the help of a class such as `--model.help`."""
+    return re.fullmatch(r"-h|--help|--[\w.]+\.help(=.*)?", argument) is not None
 
 
 def models(args: list[str]) -> None:
