@@ -11,7 +11,7 @@ import sys
 import traceback
 
 from swin_lightning import __version__
-from swin_lightning.allocator import restart
+from swin_lightning.allocator import reexec_with_allocator
 from swin_lightning.commands import COMMANDS, check_command, load_command, overview
 from swin_lightning.errors import UserError
 
@@ -46,7 +46,7 @@ def _run(argv: list[str]) -> None:
         print(f"swin-lightning {__version__}")
         return
     check_command(command)
-    restart()
+    reexec_with_allocator()
     if command in COMMANDS:  # without Lightning
         load_command(command)(argv[1:])
         return

@@ -33,7 +33,7 @@ from swin_lightning.commands import COMMANDS, asks_for_help, check_command, load
 from swin_lightning.data import ImageNet
 from swin_lightning.errors import UserError, user_error
 from swin_lightning.loggers import ended_by_sweep, finish_wandb
-from swin_lightning.models.flops import compare_to_published
+from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.runs import RunFolder, find_checkpoint
 
@@ -116,7 +116,7 @@ class CLI(LightningCLI):
         trainer: dict[str, Any] = {**options.trainer, **kwargs}
         if trainer["precision"] is None and trainer["accelerator"] != "cpu" and torch.cuda.is_available():
             trainer["precision"] = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else None
-        if (line := allocator.note()) and rank_zero_only.rank == 0:
+        if (line := allocator.describe()) and rank_zero_only.rank == 0:
             log.info(line)
         if trainer["gradient_clip_val"] and not self.model.automatic_optimization:
             log.warning(

@@ -5,7 +5,7 @@ import importlib
 import re
 from collections.abc import Callable
 
-from swin_lightning.errors import CommandParser, UserError
+from swin_lightning.errors import UserError
 
 TRAINER_COMMANDS = {
     "fit": "train an experiment, then test its best checkpoint",
@@ -15,10 +15,10 @@ TRAINER_COMMANDS = {
 }  # subcommands of LightningCLI, see cli.py
 
 COMMANDS = {
-    "models": ("swin_lightning.commands", "list all models with parameters, MACs and published accuracy"),
+    "models": ("swin_lightning.models.flops", "list all models with parameters, MACs and published accuracy"),
     "sweep": ("swin_lightning.sweep", "run a hyperparameter sweep, with or without W&B"),
     "report": ("swin_lightning.explore.report", "write an HTML report of a run: results, errors, attention maps"),
-    "export": ("swin_lightning.commands", "convert a checkpoint to another weight format or a torch.export program"),
+    "export": ("swin_lightning.export", "convert a checkpoint to another weight format or a torch.export program"),
     "benchmark": ("swin_lightning.benchmark", "measure the speed of training and of the data pipeline"),
     "schema": ("swin_lightning.schema", "print the JSON schema of experiments, for editors"),
     "completion": ("swin_lightning.completion", "print a completion script for bash or zsh"),
@@ -57,43 +57,3 @@ def check_command(name: str) -> None:
 def asks_for_help(argument: str) -> bool:
     """Whether an argument of a trainer command is `-h`, `--help`, or the help of a class such as `--model.help`."""
     return re.fullmatch(r"-h|--help|--[\w.]+\.help(=.*)?", argument) is not None
-
-
-def models(args: list[str]) -> None:
-    """Print the named models with counted and published figures."""
-    parser = CommandParser("swin-lightning models", description=models.__doc__)
-    parser.parse_args(args)
-    from swin_lightning.models.flops import table
-
-    for line in table():
-        print(line, flush=True)
-
-
-def export(args: list[str]) -> None:
-    """Write a run's checkpoint for this or another project, or as a program that needs torch alone.
-
-    Averaged weights where the run kept them. A program of the format pt2 takes normalised float32 images B, 3, S, S:
-    torch.export.load(FILE).module()(images) gives logits. torch.compile takes it, and freezes its weights where
-    torch._inductor.config.freezing is set.
-    """
-    from swin_lightning.export import export_pt2
-    from swin_lightning.models.weight_formats import WRITTEN
-    from swin_lightning.models.weights import save_weights
-    from swin_lightning.tasks.classification import load_classifier
-
-    parser = CommandParser("swin-lightning export", description=export.__doc__)
-    parser.add_argument("checkpoint", metavar="CKPT", help="a .ckpt of a run")
-    parser.add_argument(
-        "--format", choices=[*WRITTEN, "pt2"], default="swin_lightning", help="whose names and layout; pt2: a program"
-    )
-    parser.add_argument("--output", required=True, metavar="FILE", help="a .safetensors or .pth file; .pt2 for pt2")
-    parser.add_argument("--size", type=int, help="side of a program's images; the model's own if not given")
-    options = parser.parse_args(args)
-    if options.size is not None and options.format != "pt2":
-        raise UserError(f"--size {options.size} has no meaning for --format {options.format}; leave it out")
-    classifier = load_classifier(options.checkpoint)
-    if options.format == "pt2":
-        export_pt2(classifier, options.output, options.size)
-    else:
-        save_weights(classifier, options.output, options.format)
-    print(f"wrote {options.output}: {options.format} format")

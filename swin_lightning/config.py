@@ -100,6 +100,13 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         raise UserError(explain(message)) from ex
 
+    def add_function_arguments(self, *args: Any, linked_targets: Any = None, **kwargs: Any) -> Any:
+        """Without the link targets of the enclosing class, which jsonargparse 4.53 passes to functions by mistake.
+
+        Else `--model.lr` fails after an experiment has given arguments to a backbone that is a function.
+        """
+        return super().add_function_arguments(*args, **kwargs)
+
 
 def add_options(parser: LightningArgumentParser) -> None:
     """Add the options that `fit`, `validate`, `test` and `predict` share."""

@@ -214,8 +214,8 @@ def test_an_interrupted_run_can_go_on(number, code):
         (["--trainer.accumulate_grad_batches=3"], "use a multiple of 3"),
         (["--data.rand_augment=randy"], "rand_augment 'randy'"),
         (["--model.layer_decay=0.5", "--model.backbone=tests.test_cli.Flat"], "layer_decay 0.5 needs a backbone"),
-        (["--model.weights=nowhere.pth"], "'nowhere.pth': there is no such file"),
-        (["--ckpt_path=nowhere.ckpt"], "'nowhere.ckpt': there is no such file"),
+        (["--model.weights=nowhere.pth"], "'nowhere.pth': no such file"),
+        (["--ckpt_path=nowhere.ckpt"], "'nowhere.ckpt': no such file"),
         (["--ckpt_path=last"], "no run under runs/digits_swin_micro"),
     ],
 )  # fmt: skip

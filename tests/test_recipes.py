@@ -11,7 +11,7 @@ from torch.optim import AdamW
 
 from swin_lightning.config import instantiate, load
 from swin_lightning.data.transforms import RandAugment, RandomResizedCrop
-from swin_lightning.models.flops import builders, compare_to_published, published
+from swin_lightning.models.registry import compare_to_published, list_models, model_info
 from tests.support.cli import EXPERIMENTS
 
 # Source: microsoft/Swin-Transformer, config.py, configs/ and get_started.md. All rates are for a batch of 512.
@@ -58,8 +58,9 @@ def built(name):
 def test_there_is_one_experiment_per_published_result():
     assert {f"imagenet_{name}" for name in RECIPES} == {path.stem for path in EXPERIMENTS.glob("imagenet_*.yaml")}
     # and there is one for every published result
-    lines = [f"{name}{'_ft_22k' * ('22K' in how)}" for name, builder in builders().items() if published(builder)
-             for _, _, how in published(builder).results]  # fmt: skip
+    published = [model for model in map(model_info, list_models()) if model.published]
+    lines = [f"{model.name}{'_ft_22k' * (result.pretraining == 'ImageNet-22K')}" for model in published
+             for result in model.published.results]  # fmt: skip
     assert sorted(lines) == sorted(name.removesuffix("_ft_1k") for name in RECIPES)
 
 

@@ -1,12 +1,12 @@
-"""CIFAR-10 and CIFAR-100, read once into memory."""
+"""CIFAR-10 and CIFAR-100, decoded once and kept in memory."""
 
 from typing import Any
 
 import numpy as np
 
-from swin_lightning.data.hub_download import load_hub
+from swin_lightning.data.hub_download import load_hub_dataset
 from swin_lightning.data.image_datamodule import ImageDataModule
-from swin_lightning.data.readers import ArrayImages, HubImages, Source
+from swin_lightning.data.readers import ArrayReader, HuggingFaceReader, Reader, find_split
 from swin_lightning.errors import UserError
 
 
@@ -14,12 +14,12 @@ class CIFAR10(ImageDataModule):
     """50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes.
 
     Args:
-        path: Hub name, or a local folder of the same layout (`<any folder>/{train,test}-*.parquet`).
-        val_size: Training images held out for validation, the same for every seed; 0 validates on the test set.
-        image_size: Side in pixels; other than 32 resizes.
-        mean: Mean of the channels in [0, 1], computed over the training set.
-        std: Standard deviation of the channels.
-        eval_crop_ratio: Share of the image that evaluation keeps.
+        path: Hub name, or a local folder in the same layout (`<any folder>/{train,test}-*.parquet`).
+        val_size: Training images held out for validation, the same for every seed; 0 validates on the test split.
+        image_size: Side length in pixels; images are resized unless it is 32.
+        mean: Per-channel mean in [0, 1], computed over the training split.
+        std: Per-channel standard deviation.
+        eval_crop_ratio: Center crop of evaluation, relative to the resized image.
         **base: Arguments of `ImageDataModule`.
 
     Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
@@ -41,20 +41,22 @@ class CIFAR10(ImageDataModule):
         self.path, self.val_size = path, val_size
 
     def prepare_data(self) -> None:
-        load_hub(self.path)
+        load_hub_dataset(self.path)
 
-    def load(self, split: str) -> Source:
-        dataset = load_hub(self.path)
-        images = HubImages(dataset["test" if self._is_test(split) else "train"], self.path)
-        if images.num_classes not in (None, self.num_classes):
+    def load(self, split: str) -> Reader:
+        dataset = load_hub_dataset(self.path)
+        name = find_split(dataset, ["test" if self._is_test(split) else "train"], self.path)
+        reader = HuggingFaceReader(dataset[name], self.path)
+        found = reader.columns.class_names
+        if found is not None and len(found) != self.num_classes:
             raise UserError(
-                f"data.path {self.path!r} has {images.num_classes} classes, {type(self).__name__} {self.num_classes}"
+                f"data.path: {self.path!r} has {len(found)} classes; {type(self).__name__} expects {self.num_classes}"
             )
-        source = _in_memory(images)
+        images = _decode_all(reader)
         if self._is_test(split):
-            return source
-        order = np.random.default_rng(0).permutation(len(source))
-        return source.subset(np.sort(order[: self.val_size] if split == "val" else order[self.val_size :]))
+            return images
+        order = np.random.default_rng(0).permutation(len(images))
+        return images.subset(np.sort(order[: self.val_size] if split == "val" else order[self.val_size :]))
 
     def _is_test(self, split: str) -> bool:
         return split == "test" or (split == "val" and self.val_size == 0)
@@ -83,6 +85,6 @@ class CIFAR100(CIFAR10):
         super().__init__(path=path, mean=mean, std=std, **base)
 
 
-def _in_memory(source: HubImages) -> ArrayImages:
-    images, labels = zip(*(source[i] for i in range(len(source))), strict=True)
-    return ArrayImages(np.stack(images), np.array(labels))
+def _decode_all(reader: HuggingFaceReader) -> ArrayReader:
+    images, labels = zip(*(reader[i] for i in range(len(reader))), strict=True)
+    return ArrayReader(np.stack(images), np.array(labels))

@@ -1,8 +1,8 @@
-"""From an image file to RGB pixels: all of them, or only the rows, and only the scale, that a crop needs.
+"""Decode image files to RGB: completely, or only the rows, at the scale, that a crop needs.
 
-Most of a JPEG's decoding time goes into its entropy code, which has no index: rows above a crop have to be read,
-but those below it cost nothing if the decoder stops there. libjpeg stops where the header says that the image ends,
-so `Encoded.crop` hands over a copy whose header says so. Its pixels are those of the whole image, bit for bit.
+Most of the time to decode a JPEG is spent on its entropy-coded data, which has no index: rows above a crop have to be
+decoded, rows below it do not if the decoder stops early. libjpeg stops at the height stated in the header, so
+`LazyImage.crop` passes a copy of the file with a smaller height. The pixels are bit-identical to the full image's.
 """
 
 import io
@@ -18,10 +18,12 @@ from swin_lightning.errors import UserError
 
 Array = np.ndarray
 
-END = b"\xff\xd9"  # of a JPEG
-ORIENTATION = 0x0112  # of EXIF
-BLOCK = 16  # rows that are stored together, at most in practice: data must go on after the last one that is decoded
-MARGIN = 16  # rows decoded below a crop: colour may be stored at half the height, and is interpolated between rows
+END_OF_IMAGE = b"\xff\xd9"  # JPEG marker
+ORIENTATION = 0x0112  # EXIF tag
+MCU_HEIGHT = (
+    16  # rows that are coded together, at most in practice; the decoder expects data after the last MCU it reads
+)
+MARGIN = 16  # rows decoded below a crop: chroma may have half the height and is interpolated between rows
 
 
 class Box(NamedTuple):
@@ -32,119 +34,121 @@ class Box(NamedTuple):
     height: int
     width: int
 
-    def of(self, image: Array) -> Array:
+    def crop(self, image: Array) -> Array:
         return image[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 class CorruptImageError(UserError):
-    """A file that cannot be decoded; the message names it."""
+    """An image file that cannot be decoded; the message names it."""
 
 
-class Encoded:
-    """An image file that is decoded when it is known which part is needed; `np.asarray` decodes all of it.
+class LazyImage:
+    """An image file that is decoded once it is known which part is needed; `np.asarray` decodes all of it.
 
-    JPEGs go through OpenCV, whose pixels are PIL's (a test holds that); what is unusual in any way through PIL.
+    Plain JPEGs are decoded by OpenCV, with the same pixels as PIL; all other files by PIL.
 
     Args:
-        data: The file's bytes, or its path.
-        name: What errors call it.
+        data: Content of the file, or its path.
+        name: Name of the image in error messages.
     """
 
     def __init__(self, data: bytes | Path, name: str) -> None:
         self.name = name
         self.data = data
         self._pixels: Array | None = None
-        self._header: Header | None = None
+        self._header: JpegHeader | None = None
 
     def size(self) -> tuple[int, int]:
-        """Height and width of the upright image in pixels.
+        """Height and width in pixels, after the EXIF orientation is applied.
 
         Raises:
-            CorruptImageError: If the file is no image or is damaged.
+            CorruptImageError: If the file is not an image or is damaged.
         """
-        header = self._read()
+        header = self._read_header()
         return (header.height, header.width) if header is not None else self.pixels().shape[:2]
 
     def pixels(self) -> Array:
-        """The whole image, `H, W, 3` uint8 RGB, turned upright as its EXIF says.
+        """The full image, `H, W, 3` uint8 RGB, with the EXIF orientation applied.
 
         Raises:
-            CorruptImageError: If the file is no image or is damaged.
+            CorruptImageError: If the file is not an image or is damaged.
         """
         if self._pixels is None:
-            header = self._read()
+            header = self._read_header()
             pixels = None if header is None else header.decode(header.height, scale=1)
-            self._pixels = _decode_by_pil(self.data, self.name) if pixels is None else pixels
+            self._pixels = _decode_pil(self.data, self.name) if pixels is None else pixels
         return self._pixels
 
     def crop(self, box: Box, target: int) -> Array:
-        """The pixels in a box, `height, width, 3` uint8 RGB, at 1/2, 1/4 or 1/8 of their scale where that suffices.
+        """The pixels in a box, `height, width, 3` uint8 RGB, decoded at 1/2, 1/4 or 1/8 scale where that suffices.
 
         Args:
-            box: In pixels of the upright image.
-            target: Side in pixels to which the crop will be resized. A scale suffices that leaves both sides at twice
-                this length; the box is then rounded down to multiples of the scale. Resized from there, photographs at
-                just twice the target differ from the whole image's box by 0.7, 0.9 and 1.1 grey levels in the mean.
+            box: Crop in pixels of the full image, after the EXIF orientation is applied.
+            target: Side length in pixels to which the crop will be resized. A reduced scale is used if both sides of
+                the crop are still at least twice as long; the box is then rounded down to multiples of the scale.
+                After resizing, photographs at just twice the target differ from full-scale decoding by 0.7 (1/2), 0.9
+                (1/4) and 1.1 (1/8) grey levels on average.
 
         Raises:
-            CorruptImageError: If the file is no image or is damaged.
+            CorruptImageError: If the file is not an image or is damaged.
         """
-        header = self._read()
+        header = self._read_header()
         if header is not None and self._pixels is None:
             scale = max(s for s in (1, 2, 4, 8) if s == 1 or min(box.height, box.width) >= 2 * target * s)
             pixels = header.decode(box.top + box.height, scale)
             if pixels is not None:
-                return Box(*(length // scale for length in box)).of(pixels)
-        return box.of(self.pixels())
+                return Box(*(length // scale for length in box)).crop(pixels)
+        return box.crop(self.pixels())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.array(self.pixels(), dtype=dtype, copy=copy)
 
-    def _read(self) -> "Header | None":
-        """The header of a JPEG that OpenCV may decode; None for all that PIL has to see, and once it has."""
+    def _read_header(self) -> "JpegHeader | None":
+        """The header of a JPEG that OpenCV can decode; None for other files, which are decoded by PIL at once."""
         if self._header is None and self._pixels is None:
             try:
                 if isinstance(self.data, Path):
                     self.data = self.data.read_bytes()
-                self._header = _jpeg_header(self.data)
+                self._header = _parse_jpeg_header(self.data)
             except (OSError, ValueError) as error:
-                raise CorruptImageError(f"cannot read the image {self.name}: {error}; repair or remove it") from error
+                raise _corrupt(self.name, error) from error
             if self._header is None:
-                self._pixels = _decode_by_pil(self.data, self.name)
+                self._pixels = _decode_pil(self.data, self.name)
         return self._header
-
-
-def decode(data: bytes | Path, name: str) -> Array:
-    """Decode an image file to `H, W, 3` uint8 RGB, turned upright as its EXIF says.
-
-    Raises:
-        CorruptImageError: If the file is no image or is damaged.
-    """
-    return Encoded(data, name).pixels()
 
 
 # helpers
 
 
 @dataclass(frozen=True)
-class Header:
-    """What decoding a plain JPEG needs to know: three or one component of 8 bits, upright, whole."""
+class JpegHeader:
+    """A plain JPEG: complete, not rotated by EXIF, one or three components of 8 bits.
+
+    Attributes:
+        data: Content of the file.
+        height: In pixels.
+        width: In pixels.
+        height_offset: Byte offset of the height (2 bytes) in the file.
+        end: Byte offset of the end of the compressed pixels.
+        can_stop: Whether decoding can stop early: a single sequential scan without restart markers.
+    """
 
     data: bytes
     height: int
     width: int
-    height_at: int  # where the header states its height, 2 bytes
-    end: int  # of the compressed pixels
-    can_stop: bool  # rows follow each other in one scan without restart markers
+    height_offset: int
+    end: int
+    can_stop: bool
 
     def decode(self, rows: int, scale: int) -> Array | None:
-        """The first rows at 1/scale of the size, `ceil(rows / scale), W, 3` or more; None where OpenCV cannot."""
+        """The first `rows` rows at 1/scale of the size, `>= ceil(rows / scale), W, 3`; None if OpenCV cannot decode."""
         data: bytes | bytearray = self.data
-        if self.can_stop and -(-(rows + MARGIN) // BLOCK) * BLOCK < self.height:
-            # Without the end marker OpenCV sees compressed data that goes on, not some that it would warn of.
+        if self.can_stop and -(-(rows + MARGIN) // MCU_HEIGHT) * MCU_HEIGHT < self.height:
+            # Without the end marker libjpeg does not warn about the compressed data that follows the last row.
             data = bytearray(memoryview(self.data)[: self.end])
-            data[self.height_at : self.height_at + 2] = (rows + MARGIN).to_bytes(2, "big")
-        flags = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}  # grey means no BGR
+            data[self.height_offset : self.height_offset + 2] = (rows + MARGIN).to_bytes(2, "big")
+        # IMREAD_REDUCED_GRAYSCALE_N with IMREAD_COLOR_RGB means reduced RGB
+        flags = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
         flag = flags.get(scale, cv2.IMREAD_REDUCED_GRAYSCALE_8) | cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         try:
             return cv2.imdecode(np.frombuffer(data, np.uint8), flag)
@@ -152,64 +156,70 @@ class Header:
             return None
 
 
-def _jpeg_header(data: bytes) -> Header | None:
-    """Read the markers of a JPEG; None if it is none, or one that needs PIL's care.
+def _parse_jpeg_header(data: bytes) -> JpegHeader | None:
+    """Parse the markers of a JPEG; None if it is not a JPEG or not a plain one.
 
     Raises:
-        ValueError: If the end is missing. PIL would take zeros in its place, which downloads leave, for pixels.
+        ValueError: If the end of the file is missing. PIL would decode the zeros of an incomplete download as pixels.
     """
     if data[:2] != b"\xff\xd8":
         return None
-    frame, at, restarts, more = b"", 2, False, False
+    frame, at, restarts, multiple = b"", 2, False, False
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         body = data[at + 4 : at + 2 + length]
         if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
-            kind, height_at, frame = marker, at + 5, body
+            kind, height_offset, frame = marker, at + 5, body
         elif marker == 0xDD:
             restarts = body != b"\0\0"
-        elif marker == 0xE2 and body[:4] == b"MPF\0":  # another image follows
-            more = True
-        elif marker == 0xE1 and _is_turned(data):  # EXIF or XMP
+        elif marker == 0xE2 and body[:4] == b"MPF\0":  # multi-picture format: another image follows
+            multiple = True
+        elif marker == 0xE1 and _has_orientation(data):  # EXIF or XMP
             return None
-        elif marker == 0xDA:
-            end = len(data) - 2 if data.endswith(END) and not more else data.find(END, at)  # a search takes its time
+        elif marker == 0xDA:  # start of scan
+            ends_here = data.endswith(END_OF_IMAGE) and not multiple
+            end = len(data) - 2 if ends_here else data.find(END_OF_IMAGE, at)  # find() is slow
             if end < 0:
-                raise UserError("the file is cut off")
+                raise ValueError("the file is truncated")
             if len(frame) < 6 or frame[0] != 8 or frame[5] not in (1, 3):
-                return None  # no image, 12 bits, CMYK
+                return None  # no frame, 12 bits, CMYK
             height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
             can_stop = kind != 0xC2 and body[:1] == frame[5:6] and not restarts
-            return Header(data, height, width, height_at, end, can_stop) if height and width else None
+            return JpegHeader(data, height, width, height_offset, end, can_stop) if height and width else None
         at += 2 + length
     return None
 
 
-def _is_turned(data: bytes) -> bool:
+def _has_orientation(data: bytes) -> bool:
+    """Whether EXIF rotates or mirrors the image."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return bool(image.getexif().get(ORIENTATION, 1) != 1)
-    except Exception:  # whatever it is, PIL will say it again
+    except Exception:  # PIL will raise it again when it decodes the file
         return True
 
 
-def _decode_by_pil(data: bytes | Path, name: str) -> Array:
+def _decode_pil(data: bytes | Path, name: str) -> Array:
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
             image.load()
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))  # a copy that may be written to, as torch wants
-    except Exception as error:  # PIL raises nearly every kind for one or another broken file
-        raise CorruptImageError(f"cannot read the image {name}: {error}; repair or remove it") from error
+            return np.array(_to_rgb(ImageOps.exif_transpose(image)))  # a copy: torch.from_numpy needs writable memory
+    except Exception as error:  # PIL raises exceptions of many types for broken files
+        raise _corrupt(name, error) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits of grey, which PIL would clip to 8 instead of scaling
+    if image.mode.startswith("I"):  # 16-bit greyscale, which PIL would clip to 8 bits instead of scaling
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 0xFFFF:
-            raise UserError(f"its values from {grey.min()} to {grey.max()} are no 16 bits of grey")
+            raise ValueError(f"greyscale values from {grey.min()} to {grey.max()} exceed 16 bits")
         return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise UserError("floating-point pixels have no agreed range")
+        raise ValueError("floating-point pixels are not supported")
     if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")  # a palette's transparency is dropped like any other
+        image = image.convert("RGBA")  # drop a palette's transparency as in other images
     return image.convert("RGB")
+
+
+def _corrupt(name: str, error: Exception) -> CorruptImageError:
+    return CorruptImageError(f"cannot read image {name}: {error}; repair or remove the file")

@@ -1,9 +1,7 @@
-"""Data sets of the Hugging Face hub, and local folders of the same layout.
+"""Load data sets from the Hugging Face Hub, or from local folders in the same layout.
 
-Most of the care is `datasets`': it keeps what was downloaded, goes on with a file whose connection broke off, notices
-files of a wrong size, locks what it writes against other processes, writes under a temporary name, and shows bars of
-what it downloads and prepares. A process that is killed loses the file that it was at, not those before it. What is
-added here: one process downloads while others wait, and contents are compared with the hub's checksums.
+`datasets` caches downloads, resumes interrupted ones, checks file sizes, locks its cache, writes atomically and shows
+progress bars. Added here: one process downloads while the others wait, and checksums are verified.
 """
 
 import hashlib
@@ -13,57 +11,66 @@ from typing import Any
 from swin_lightning.errors import UserError
 
 
-def load_hub(path: str) -> Any:
-    """Load a data set by hub name, or from a local folder; download and prepare it where that was not done before.
+class ChecksumError(UserError):
+    """A downloaded file differs from the one on the Hub."""
+
+
+def load_hub_dataset(path: str) -> Any:
+    """Load a data set by its Hub name or from a local folder; download and prepare it unless that is done already.
+
+    Returns:
+        A `datasets.DatasetDict`.
 
     Raises:
-        ValueError: If there is neither a folder nor a network, or if a download is damaged; says what to do.
+        UserError: If there is no such folder, the Hub cannot be reached, or a download is damaged.
     """
     import datasets
 
     local = Path(path).exists()
     if not local and not is_hub_name(path):
-        raise UserError(f"data.path {path!r}: there is no such folder; give a folder or a hub name like 'owner/name'")
+        raise UserError(f"data.path: no folder {path!r}; expected a folder or a Hub name such as 'owner/name'")
     try:
         if local:
             return datasets.load_dataset(str(Path(path).resolve()))
         _download(path)
         return datasets.load_dataset(path)
-    except DamagedDownload:
+    except ChecksumError:
         raise
-    except Exception as error:  # its network libraries have kinds of their own, others in every release
-        raise UserError(f"data.path {path!r} cannot be loaded ({reason(error)}); {cure(path, error)}") from error
-
-
-class DamagedDownload(ValueError):
-    """A file that is not the one that the hub has."""
+    except Exception as error:  # of the network libraries; their exception types change between releases
+        raise UserError(f"data.path: cannot load {path!r} ({first_line(error)}); {hint(path, error)}") from error
 
 
 def is_hub_name(path: str) -> bool:
+    """Whether a path can be a Hub name, `owner/name`."""
     owner, _, name = path.partition("/")
     return bool(owner.strip(".~")) and bool(name) and "/" not in name
 
 
-def reason(error: Exception) -> str:
-    """An error's first line, or its kind where it has none."""
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, or its type if the message is empty."""
     return (str(error).splitlines() or [""])[0].strip() or type(error).__name__
 
 
-def cure(path: str, error: Exception) -> str:
-    """What helps against an error of the hub."""
-    if "gated" in str(error):
-        return f"accept its terms at https://huggingface.co/datasets/{path}, then `hf auth login`"
+def hint(path: str, error: Exception) -> str:
+    """What to do about an error of the Hub."""
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError) or "is a gated dataset" in str(error):
+        return f"accept the terms at https://huggingface.co/datasets/{path} and run `hf auth login`"
+    if isinstance(error, (DatasetNotFoundError, RepositoryNotFoundError)):
+        return "check the name; a private data set requires `hf auth login`"
     return (
-        "try again, what is complete is kept; or without a network, download it elsewhere "
-        f"(`hf download {path} --repo-type dataset --local-dir FOLDER`) and pass --data.path FOLDER"
+        "try again (completed files are kept); without network access, download it elsewhere with "
+        f"`hf download {path} --repo-type dataset --local-dir FOLDER` and pass --data.path FOLDER"
     )
 
 
 def _download(name: str) -> None:
-    """Download the files of a data set into the hub's cache and check them, unless they have been prepared already.
+    """Download the files of a data set into the Hub cache and verify them, unless it is prepared already.
 
     Raises:
-        DamagedDownload: If a file has not the SHA-256 that the hub tells; the file is removed.
+        ChecksumError: If the SHA-256 of a file differs from the Hub's; the file is deleted.
     """
     import datasets
     from filelock import FileLock
@@ -79,19 +86,19 @@ def _download(name: str) -> None:
         options = datasets.DownloadConfig(use_etag=False, token=builder.token)
         paths = datasets.DownloadManager(dataset_name=name, download_config=options).download(files)
         hub = HfFileSystem(endpoint=datasets.config.HF_ENDPOINT, token=builder.token)
-        for url, path in zip(datasets.utils.tqdm(files, desc="Checking checksums"), paths, strict=True):
-            _check(url, Path(path), hub.info(url).get("lfs"))
+        for url, path in zip(datasets.utils.tqdm(files, desc="Verifying checksums"), paths, strict=True):
+            _verify(url, Path(path), hub.info(url).get("lfs"))
 
 
-def _check(url: str, path: Path, told: Any) -> None:
-    if told is None:  # a small text file
+def _verify(url: str, path: Path, lfs: Any) -> None:
+    if lfs is None:  # a small text file, without a checksum
         return
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != told.sha256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != lfs.sha256:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
-        raise DamagedDownload(
-            f"{url} was damaged on its way (SHA-256 {found[:8]}..., the hub has {told.sha256[:8]}...); it has been "
-            "removed: start again"
+        raise ChecksumError(
+            f"data.path: checksum mismatch for {url} (SHA-256 {digest[:8]}..., expected {lfs.sha256[:8]}...); "
+            "deleted the corrupt file, please retry"
         )

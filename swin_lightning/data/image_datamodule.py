@@ -1,4 +1,4 @@
-"""The base of all data sets: what a subclass needs to say is where its images are."""
+"""The base class of all data modules: loaders, augmentation and normalisation of labelled images."""
 
 import functools
 import logging
@@ -13,53 +13,53 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from swin_lightning.batch import IGNORE_INDEX
+from swin_lightning.batch import IGNORE_INDEX, Batch
 from swin_lightning.data.mixup import MixupCutmix, random_erasing
-from swin_lightning.data.readers import FileImages, Source, list_images
-from swin_lightning.data.sampling import EpochLoader, ImageDataset, OnBadImage, ResumableSampler
+from swin_lightning.data.readers import FileReader, Reader, list_images
+from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, OnBadImage, ResumableSampler
 from swin_lightning.data.transforms import Crop, EvalCrop, Transform, eval_transform, train_transform
 from swin_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SPLITS = {"train": "train", "sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}  # of stages
+SPLITS = {"train": "train", "sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}  # by stage
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImageDataModule(LightningDataModule):
-    """Loaders, augmentation and normalisation of a classified set of images.
+    """Base class of data modules for image classification.
 
-    A batch travels as uint8 and reaches the model as a dict: `image` `B, 3, S, S` float, normalised; `target` `B`
-    class indices, or `B, K` probabilities where mixup or CutMix mixed them; `index` `B` places in the data set.
+    Batches leave the workers as uint8 pixels and reach the model as `swin_lightning.batch.Batch`: normalised, and in
+    training randomly erased and mixed on the device.
 
-    Subclasses implement `load(split)` and give `class_names`; they may override `train_transform` and `eval_transform`.
+    A subclass implements `load(split)` and sets `class_names`; it may override `train_transform` and `eval_transform`.
 
     Args:
-        image_size: Side S of the square that the network sees, in pixels.
-        batch_size: **Global** batch: images of one optimizer step over all devices and accumulated batches.
-        eval_batch_size: Images a device and step in evaluation; as many as in training by default.
-        num_workers: Loader processes a device; by default the cores that are left, at most 8.
-        crop: Training crop: `random_resized`, `pad` (by 1/8, then a random crop) or `none` (resize only).
-        crop_scale: Share of the area that `random_resized` keeps, from and to.
+        image_size: Side length S of the input images in pixels.
+        batch_size: **Global** batch size: images per optimizer step over all devices and accumulated batches.
+        eval_batch_size: Images per device and step in evaluation; by default as many as in training.
+        num_workers: DataLoader workers per device; by default the free CPU cores, at most 8.
+        crop: Training crop: `random_resized`, `pad` (pad by 1/8, then random crop) or `none` (resize only).
+        crop_scale: Range of the area fraction that `random_resized` keeps.
         hflip: Probability of a horizontal flip.
-        rotate: Largest random rotation in degrees.
-        rand_augment: RandAugment in timm's notation, such as `rand-m9-mstd0.5-inc1`.
-        random_erasing: Probability of erasing a box of an image.
-        mixup: Alpha of mixup; 0 is off.
-        cutmix: Alpha of CutMix; 0 is off.
-        mix_probability: Share of batches that are mixed.
-        mix_switch: Probability of CutMix where both are on.
-        eval_crop: `center` (shorter side to S / eval_crop_ratio, then the centre) or `squash`.
-        eval_crop_ratio: Share of the resized side that the centre crop keeps.
-        mean: Mean of the channels R, G, B in [0, 1].
-        std: Standard deviation of the channels.
+        rotate: Maximum random rotation in degrees.
+        rand_augment: RandAugment policy in timm's notation, such as `rand-m9-mstd0.5-inc1`.
+        random_erasing: Probability of random erasing, per image.
+        mixup: Alpha of mixup; 0 disables it.
+        cutmix: Alpha of CutMix; 0 disables it.
+        mix_probability: Probability that a batch is mixed.
+        mix_switch: Probability of CutMix instead of mixup if both are enabled.
+        eval_crop: `center` (shorter side to S / eval_crop_ratio, then center crop) or `squash` (resize to S x S).
+        eval_crop_ratio: Side length of the center crop, relative to the resized image.
+        mean: Per-channel mean (RGB) in [0, 1].
+        std: Per-channel standard deviation (RGB).
         predict_path: Image or folder of images for `predict`.
-        on_bad_image: What an unreadable image does: `raise` an error that names it, or `skip`: the next one stands in
-            for it in training, evaluation leaves it out, and the end of the run tells how many there were.
+        on_bad_image: `raise` an error for an unreadable image, or `skip` it: training replaces it by the next image,
+            evaluation ignores it, and the number of skipped images is logged at the end.
         seed: Seed of order, augmentation and mixing.
 
     Raises:
-        ValueError: For sizes below 1, or a global batch that the devices cannot share equally.
+        UserError: If a size is below 1 or the global batch cannot be divided equally among the devices.
     """
 
     class_names: list[str]
@@ -105,33 +105,42 @@ class ImageDataModule(LightningDataModule):
         self.predict_path = predict_path
         self.on_bad_image = on_bad_image
         self.seed = seed
-        self._bad: set[str] = set()  # names of unreadable images
-        self.sources: dict[str, Source] = {}
+        self.sources: dict[str, Reader] = {}  # by split: train, val, test, predict
+        self._bad_images: set[str] = set()  # names
 
-    # what a subclass says
+    # for subclasses
 
-    def load(self, split: str) -> Source:
+    def load(self, split: str) -> Reader:
         """Read the split `train`, `val` or `test`."""
-        raise NotImplementedError(f"{type(self).__name__} must implement load(split)")  # abstract
+        raise NotImplementedError(f"{type(self).__name__} must implement load(split)")
 
     @property
     def num_classes(self) -> int:
-        """Number of classes K."""
-        return len(self.class_names)
+        """Number of classes K.
 
-    # Lightning's hooks, in the order of their calls
+        Raises:
+            UserError: If the subclass does not set `class_names`.
+        """
+        try:
+            return len(self.class_names)
+        except AttributeError as error:  # jsonargparse would silently drop the link from this property to the model
+            if hasattr(type(self), "class_names"):  # a property with a bug
+                raise RuntimeError(f"{type(self).__name__}.class_names raised an AttributeError") from error
+            raise UserError(f"data.class_path: {type(self).__name__} does not set class_names") from error
+
+    # Lightning's hooks, in the order in which they are called
 
     def setup(self, stage: str) -> None:
-        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]
-        for split in needed:
+        splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]
+        for split in splits:
             if split not in self.sources:
-                self.sources[split] = self._predict_source() if split == "predict" else self.load(split)
+                self.sources[split] = self._predict_images() if split == "predict" else self.load(split)
 
     def train_dataloader(self) -> DataLoader[Any]:
         sampler = self._sampler("train")
         if self.trainer is not None:
             sampler.set_epoch(self.trainer.current_epoch)
-            sampler.skip = self._batches_done(len(sampler) // sampler.batch_size)
+            sampler.start_batch = self._batches_done(len(sampler) // sampler.batch_size)
         if not len(sampler):
             raise UserError(
                 f"data.batch_size {self.batch_size} is larger than the training set of "
@@ -140,22 +149,26 @@ class ImageDataModule(LightningDataModule):
         return self._loader("train", sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader("val", self._sampler("val"))
+        return self.eval_dataloader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader("test", self._sampler("test"))
+        return self.eval_dataloader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return self._loader("predict", self._sampler("predict"))
+        return self.eval_dataloader("predict")
+
+    def eval_dataloader(self, split: str) -> DataLoader[Any]:
+        """Loader of a split with evaluation pixels, in order."""
+        return self._loader(split, self._sampler(split))
 
     def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        bad = batch.pop("bad", None)
-        if bad is not None and self.trainer is not None:
-            source = self.sources[SPLITS[self.trainer.state.stage or ""]]
-            self._bad |= {source.name(index) for index in bad.tolist() if index >= 0}
+        bad_index = batch.pop("bad_index", None)
+        if bad_index is not None and self.trainer is not None:
+            split = SPLITS[self.trainer.state.stage or ""]
+            self._bad_images |= {self.sample_name(split, index) for index in bad_index.tolist() if index >= 0}
         return batch
 
-    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> Batch:
         images, targets = self.normalize(batch["image"]), batch["target"]
         trainer = self.trainer
         if trainer is not None and trainer.training:
@@ -167,20 +180,24 @@ class ImageDataModule(LightningDataModule):
         return {"image": images, "target": targets, "index": batch["index"]}
 
     def augment_batch(self, images: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Erase and mix normalised images `B, 3, S, S` and their targets, on their device."""
-        if self.random_erasing:  # before the mixing: a mixed image has the boxes of both
+        """Random erasing, then mixup or CutMix, of normalised images `B, 3, S, S` and class indices `B`.
+
+        Returns:
+            Images `B, 3, S, S` and class indices `B`, or probabilities `B, K` if the batch was mixed.
+        """
+        if self.random_erasing:
             images = random_erasing(images, self.random_erasing, rng)
         return self.mixing(images, targets, self.num_classes, rng)
 
     def teardown(self, stage: str) -> None:
-        if self._bad:
-            names = sorted(self._bad)
+        if self._bad_images:
+            names = sorted(self._bad_images)
             more = f" and {len(names) - 20} more" if len(names) > 20 else ""
             rank = f"rank {self.trainer.global_rank}: " if self.trainer and self.trainer.world_size > 1 else ""
-            log.warning(f"{rank}{len(names)} unreadable images were skipped: {', '.join(names[:20])}{more}")
-            self._bad = set()
+            log.warning(f"{rank}skipped {len(names)} unreadable images: {', '.join(names[:20])}{more}")
+            self._bad_images = set()
 
-    # helpers
+    # used by callbacks, benchmarks and notebooks
 
     def train_transform(self) -> Transform:
         red, green, blue = (round(255 * channel) for channel in self.mean)
@@ -192,89 +209,102 @@ class ImageDataModule(LightningDataModule):
         return eval_transform(self.image_size, self.eval_crop, self.eval_crop_ratio)
 
     def eval_protocol(self) -> str:
-        """How evaluation cuts an image, in words."""
+        """The resize and crop of evaluation in words, such as `resize 256, crop 224`."""
         size = self.image_size
         if self.eval_crop == "squash" or self.eval_crop_ratio == 1.0:
             return f"resize {size} x {size}"
         return f"resize {int(size / self.eval_crop_ratio)}, crop {size}"
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 pixels -> float, channels centred and scaled."""
-        mean, std = _by_channel(self.mean, images.device), _by_channel(self.std, images.device)
+        """uint8 pixels `B, 3, H, W` to float with the data set's mean and standard deviation removed."""
+        mean, std = _per_channel(self.mean, images.device), _per_channel(self.std, images.device)
         return (images / 255 - mean) / std
 
     def denormalize(self, images: Tensor) -> Tensor:
-        """The inverse of `normalize`: float -> uint8 pixels."""
-        mean, std = _by_channel(self.mean, images.device), _by_channel(self.std, images.device)
+        """The inverse of `normalize`: float to uint8 pixels."""
+        mean, std = _per_channel(self.mean, images.device), _per_channel(self.std, images.device)
         return ((images * std + mean) * 255).round().clamp(0, 255).byte()
 
+    def sample_name(self, split: str, index: int) -> str:
+        """Name of a sample in messages and predictions: the path of an image file, or its position in the data set."""
+        return self.sources[split].name(index)
+
     def micro_batch_size(self) -> int:
-        """Images of one forward pass on one device."""
+        """Images per forward pass on one device.
+
+        Raises:
+            UserError: If the global batch cannot be divided equally.
+        """
         if self.trainer is None:
             return self.batch_size
         parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
         if self.batch_size % parts:
             raise UserError(
-                f"data.batch_size {self.batch_size} is the global batch and cannot be shared by "
+                f"data.batch_size {self.batch_size} is the global batch size and cannot be divided by "
                 f"{self.trainer.world_size} devices x {self.trainer.accumulate_grad_batches} accumulated batches; "
                 f"use a multiple of {parts}"
             )
         return self.batch_size // parts
 
     def workers(self) -> int:
-        """Loader processes of this device."""
-        return _spare_cores() if self.num_workers is None else self.num_workers
+        """DataLoader workers of this device."""
+        return _free_cores() if self.num_workers is None else self.num_workers
+
+    # helpers
+
+    def _rank(self) -> tuple[int, int]:
+        """Rank of this process and number of ranks."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _batches_done(self, batches: int) -> int:
-        """Batches of the epoch that a resumed run has seen."""
+        """Batches of the current epoch that a resumed run has already processed."""
         if self.trainer is None or not self.trainer.fit_loop.restarting:
             return 0
         done: int = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         limit = self.trainer.limit_train_batches
         end = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
-        return done if done < end else 0  # at its end the next epoch begins
+        return done if done < end else 0  # after the last batch the next epoch begins
 
     def _sampler(self, split: str) -> ResumableSampler:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         training = split == "train"
         batch_size = self.micro_batch_size() if training else self.eval_batch_size or self.micro_batch_size()
-        return ResumableSampler(len(self.sources[split]), batch_size, self.seed, training, rank, world_size)
+        return ResumableSampler(len(self.sources[split]), batch_size, self.seed, training, *self._rank())
 
     def _loader(self, split: str, sampler: ResumableSampler) -> DataLoader[Any]:
         training = split == "train"
         transform = self.train_transform() if training else self.eval_transform()
         workers = self.workers()
-        return EpochLoader(
+        return LazyDataLoader(
             ImageDataset(self.sources[split], transform, self.seed, self.on_bad_image, training),
             batch_size=sampler.batch_size,
             sampler=sampler,
             drop_last=training,
             num_workers=workers,
-            persistent_workers=workers > 0 and split in ("train", "val"),  # both come again every epoch
+            persistent_workers=workers > 0 and split in ("train", "val"),  # both are iterated in every epoch
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _predict_source(self) -> Source:
+    def _predict_images(self) -> FileReader:
         path = Path(self.predict_path or "")
         if self.predict_path is None or not path.exists():
             raise UserError(
-                f"data.predict_path {self.predict_path!r}: there is no such image or folder; "
-                "pass --data.predict_path FOLDER"
+                f"data.predict_path: no image or folder {self.predict_path!r}; pass --data.predict_path IMAGE_OR_FOLDER"
             )
         paths: Sequence[Path] = [path] if path.is_file() else list_images(path)
         if not paths:
-            raise UserError(f"data.predict_path {self.predict_path!r} holds no image")
-        return FileImages(paths, [IGNORE_INDEX] * len(paths))
+            raise UserError(f"data.predict_path: no images in folder {self.predict_path!r}")
+        return FileReader(paths, [IGNORE_INDEX] * len(paths))
 
 
 @functools.cache
-def _by_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """`3, 1, 1` on the device, sent there once: the host waits for a GPU that it sends a number to."""
-    with torch.inference_mode(False):  # evaluation may be the first to ask, and training needs it for gradients
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Tensor `3, 1, 1` on the device, cached: a copy from the host in every step would synchronise with the GPU."""
+    with torch.inference_mode(False):  # evaluation may create it first, and training needs it for gradients
         return torch.tensor(values, device=device).view(3, 1, 1)
 
 
-def _spare_cores() -> int:
+def _free_cores() -> int:
+    """CPU cores for the workers of one device: an equal share of this machine's, less one, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return max(0, min(8, cores // ranks - 1))

@@ -1,6 +1,6 @@
-"""Augmentation of a whole batch on its device: mixup, CutMix, random erasing.
+"""Augmentation of whole batches on their device: mixup, CutMix, random erasing.
 
-Random numbers are drawn on the CPU from a generator that the caller seeds; the pixels never leave the device.
+Random parameters are drawn on the CPU from a generator seeded by the caller; the pixels stay on the device.
 """
 
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from torch import Tensor
 
 @dataclass
 class MixupCutmix:
-    """Mixup and CutMix over a batch, one of the two at a time, with one ratio for the whole batch.
+    """Mixup or CutMix of a batch, with a single mixing ratio per batch.
 
     Args:
-        mixup: Alpha of mixup's Beta distribution; 0 is off.
-        cutmix: Alpha of CutMix's Beta distribution; 0 is off.
-        probability: Share of batches that are mixed.
-        switch: Probability of CutMix where both are on.
+        mixup: Alpha of mixup's Beta distribution; 0 disables it.
+        cutmix: Alpha of CutMix's Beta distribution; 0 disables it.
+        probability: Probability that a batch is mixed.
+        switch: Probability of CutMix instead of mixup if both are enabled.
 
-    Sources: arXiv:1710.09412 (mixup), arXiv:1905.04899 (CutMix); defaults of the official Swin configuration.
+    Source: arXiv:1710.09412 (mixup), arXiv:1905.04899 (CutMix); defaults of the official Swin configuration.
     """
 
     mixup: float = 0.0
@@ -32,27 +32,27 @@ class MixupCutmix:
     def __call__(
         self, images: Tensor, targets: Tensor, num_classes: int, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Mix every image with the one that mirrors its place in the batch.
+        """Mix every image with the one at the mirrored position in the batch.
 
         Args:
             images: `B, C, H, W`.
             targets: Class indices, `B`.
-            num_classes: Classes K.
-            rng: Source of the ratio and the box.
+            num_classes: Number of classes K.
+            rng: Generator of the ratio and the box.
 
         Returns:
-            Images `B, C, H, W` and targets: probabilities `B, K` where the batch was mixed, else as they came.
+            Images `B, C, H, W`; targets as probabilities `B, K` if the batch was mixed, otherwise unchanged.
         """
         if not (self.mixup or self.cutmix) or rng.random() >= self.probability:
             return images, targets
         cut = bool(self.cutmix) and (not self.mixup or rng.random() < self.switch)
         alpha = self.cutmix if cut else self.mixup
-        ratio = float(rng.beta(alpha, alpha))  # what stays of the image
+        ratio = float(rng.beta(alpha, alpha))  # weight of the image itself
         if cut:
             y, x, h, w = _box(images.shape[-2:], 1 - ratio, 1.0, rng)
             images = images.clone()
             images[..., y : y + h, x : x + w] = images.flip(0)[..., y : y + h, x : x + w]
-            ratio = 1 - h * w / (images.shape[-2] * images.shape[-1])  # the box may be cut off at the edge
+            ratio = 1 - h * w / (images.shape[-2] * images.shape[-1])  # the box may be clipped at the border
         else:
             images = images * ratio + images.flip(0) * (1 - ratio)
         one_hot = F.one_hot(targets, num_classes).to(images.dtype)
@@ -60,20 +60,20 @@ class MixupCutmix:
 
 
 def random_erasing(images: Tensor, probability: float, rng: np.random.Generator) -> Tensor:
-    """Fill a box of some images with normal noise.
+    """Replace a box of some images by Gaussian noise.
 
     Args:
-        images: Normalised, `B, C, H, W`.
-        probability: Share of images that lose a box of 2 % to 1/3 of their area, aspect ratio 0.3 to 1 / 0.3.
-        rng: Source of the boxes and of the noise's seed.
+        images: Normalised images, `B, C, H, W`.
+        probability: Probability of erasing, per image. A box has 2 % to 1/3 of the area, aspect ratio 0.3 to 1 / 0.3.
+        rng: Generator of the boxes and of the noise's seed.
 
-    Source: arXiv:1708.04896 in the mode `pixel` of the official Swin configuration.
+    Source: arXiv:1708.04896, mode `pixel` of the official Swin configuration.
     """
     B, _, H, W = images.shape
     boxes = np.zeros((B, 4), np.int64)
     for b in np.flatnonzero(rng.random(B) < probability):
         boxes[b] = _box((H, W), rng.uniform(0.02, 1 / 3), np.exp(rng.uniform(np.log(0.3), -np.log(0.3))), rng, True)
-    y, x, h, w = torch.from_numpy(boxes).to(images.device, non_blocking=True).T[:, :, None]  # 4 times B, 1
+    y, x, h, w = torch.from_numpy(boxes).to(images.device, non_blocking=True).T[:, :, None]  # 4 tensors B, 1
     rows, columns = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
     inside = ((rows >= y) & (rows < y + h))[:, :, None] & ((columns >= x) & (columns < x + w))[:, None, :]  # B, H, W
     generator = torch.Generator(images.device).manual_seed(int(rng.integers(2**63)))
@@ -84,7 +84,7 @@ def random_erasing(images: Tensor, probability: float, rng: np.random.Generator)
 def _box(
     size: tuple[int, int] | torch.Size, area: float, aspect: float, rng: np.random.Generator, inside: bool = False
 ) -> tuple[int, int, int, int]:
-    """A random box `y, x, h, w` with this share of the area: wholly inside, or centred anywhere and cut at the edge."""
+    """A random box `y, x, h, w` with this fraction of the area: inside the image, or clipped at its border (CutMix)."""
     H, W = size
     h, w = round((area * H * W * aspect) ** 0.5), round((area * H * W / aspect) ** 0.5)
     if not inside:

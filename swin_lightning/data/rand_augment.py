@@ -1,8 +1,8 @@
-"""The fifteen operations of RandAugment with the magnitudes of timm's `inc1`, by OpenCV and tables of 256 values.
+"""The fifteen operations of RandAugment with the magnitudes of timm's `inc1`, in OpenCV and as lookup tables.
 
-They do what timm does by PIL, faster. Fourteen give PIL's values, with a difference of 1 in less than 0.2 % of them.
-Rotate interpolates with a cubic of another slope (-0.75 for PIL's -1) and blends the fill in at the edges: photographs
-differ by 0.8 grey levels in the mean at magnitude 9, the worst of 40 by 1.4.
+Faster equivalents of timm's operations, which use PIL. Fourteen reproduce PIL's pixels, with a difference of 1 in less
+than 0.2 % of the values. Rotate uses OpenCV's cubic kernel (slope -0.75 instead of PIL's -1) and blends the fill colour
+in at the borders: photographs differ by 0.8 grey levels on average at magnitude 9, the worst of 40 by 1.4.
 
 Source: Cubuk et al., arXiv:1909.13719; huggingface/pytorch-image-models, timm/data/auto_augment.py.
 """
@@ -16,21 +16,21 @@ import torch
 
 Array = np.ndarray
 Fill = tuple[int, int, int]
-# image `H, W, 3` uint8 RGB, sign of the magnitude, magnitude from 0 to 1, RGB of what comes into view -> image
+# image `H, W, 3` uint8 RGB, sign of the magnitude, magnitude from 0 to 1, fill colour (RGB) -> image
 Operation = Callable[[Array, int, float, Fill], Array]
 
 VALUES = np.arange(256)
-CUT = -0.499  # OpenCV rounds where PIL cuts off what follows the point
-SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
+TRUNCATE = -0.499  # offset: OpenCV rounds where PIL truncates
+SMOOTH_KERNEL = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
-def _table(function: Callable[[int, float], Array]) -> Operation:
-    """An operation that maps values by a table, made from the sign and the magnitude."""
+def _lookup(function: Callable[[int, float], Array]) -> Operation:
+    """An operation that maps pixel values by a lookup table, computed from sign and magnitude."""
     return lambda image, sign, level, fill: cv2.LUT(image, function(sign, level).astype(np.uint8))
 
 
 def _rotate(image: Array, sign: int, level: float, fill: Fill) -> Array:
-    """Around the centre, counter-clockwise, by up to 30 degrees."""
+    """Rotate counter-clockwise around the centre, by up to 30 degrees."""
     height, width = image.shape[:2]
     centre = (width - 1) / 2, (height - 1) / 2
     matrix = cv2.getRotationMatrix2D(centre, 30 * sign * level, 1.0)
@@ -38,43 +38,43 @@ def _rotate(image: Array, sign: int, level: float, fill: Fill) -> Array:
 
 
 def _cubic(d: Array) -> Array:
-    """PIL's weights of the four pixels around a place that lies d after the second, `4, ...` float32."""
+    """PIL's bicubic weights of four consecutive pixels, for a position d in [0, 1) past the second, `4, ...`."""
     return np.stack([-d + 2 * d**2 - d**3, 1 - 2 * d**2 + d**3, d + d**2 - d**3, d**3 - d**2]).astype(np.float32)
 
 
 def _translate(image: Array, strength: float, fill: Fill) -> Array:
-    """Along the rows, by up to 0.45 of their length. At the edge PIL repeats pixels, beyond it comes the fill."""
+    """Translate along the rows by up to 0.45 of their length. Like PIL, replicate border pixels, then fill."""
     width = image.shape[1]
     pixels = 0.45 * strength * width
     whole = math.floor(pixels)
-    padded = cv2.copyMakeBorder(image, 0, 0, 1, 0, cv2.BORDER_REPLICATE)  # the outer half of pixel 0 has origin -1
+    padded = cv2.copyMakeBorder(image, 0, 0, 1, 0, cv2.BORDER_REPLICATE)  # the outer half of pixel 0 starts at -1
     weights = _cubic(np.array([pixels - whole]))
-    moved = cv2.filter2D(padded, -1, weights.T, anchor=(1, 0), delta=CUT, borderType=cv2.BORDER_REPLICATE)
-    # from the first pixel whose origin is inside to the last
+    moved = cv2.filter2D(padded, -1, weights.T, anchor=(1, 0), delta=TRUNCATE, borderType=cv2.BORDER_REPLICATE)
+    # first and last target pixel that map to a source pixel inside the image
     first, last = max(0, math.ceil(-0.5 - pixels)), min(width, math.ceil(width - 0.5 - pixels))
     inside = moved[:, first + whole + 1 : last + whole + 1]
     return cv2.copyMakeBorder(inside, 0, 0, first, width - last, cv2.BORDER_CONSTANT, value=fill)
 
 
 def _shear(image: Array, strength: float, fill: Fill) -> Array:
-    """Every row by 0.3 of its distance from the top, at most; edges and fill as in `_translate`."""
+    """Shear: move every row by up to 0.3 of its distance from the top; borders and fill as in `_translate`."""
     height, width, channels = image.shape
     pixels = 0.3 * strength * (np.arange(height) + 0.5)
     whole = np.floor(pixels).astype(int)
-    edge = int(np.abs(whole).max()) + 2
-    padded = cv2.copyMakeBorder(image, 0, 0, edge, edge, cv2.BORDER_REPLICATE)
-    # of every row the part that begins one pixel before the origin of its first pixel, and takes three more
-    length, step = (width + 3) * channels, (width + 2 * edge) * channels
-    parts = np.lib.stride_tricks.as_strided(padded, (padded.size - length + 1, length), (1, 1))
-    near = torch.from_numpy(parts[np.arange(height) * step + (edge - 1 + whole) * channels]).float()
+    margin = int(np.abs(whole).max()) + 2
+    padded = cv2.copyMakeBorder(image, 0, 0, margin, margin, cv2.BORDER_REPLICATE)
+    # of every row the window from one pixel before the source of its first pixel to two after that of its last
+    length, step = (width + 3) * channels, (width + 2 * margin) * channels
+    windows = np.lib.stride_tricks.as_strided(padded, (padded.size - length + 1, length), (1, 1))
+    near = torch.from_numpy(windows[np.arange(height) * step + (margin - 1 + whole) * channels]).float()
     weights = torch.from_numpy(_cubic(pixels - whole))[:, :, None]
     moved = near[:, : width * channels] * weights[0]
     for tap in (1, 2, 3):
         moved.addcmul_(near[:, tap * channels : (tap + width) * channels], weights[tap])
-    out = cv2.convertScaleAbs(moved.clamp_(min=0).numpy(), beta=CUT).reshape(image.shape)
-    places = np.arange(width) + 0.5 + pixels[:, None]
-    beyond = cv2.rectangle(np.empty_like(out), (0, 0), (width, height), fill, cv2.FILLED)
-    return cv2.copyTo(beyond, ((places < 0) | (places >= width)).view(np.uint8), out)
+    out = cv2.convertScaleAbs(moved.clamp_(min=0).numpy(), beta=TRUNCATE).reshape(image.shape)
+    positions = np.arange(width) + 0.5 + pixels[:, None]  # in the source row
+    filled = cv2.rectangle(np.empty_like(out), (0, 0), (width, height), fill, cv2.FILLED)
+    return cv2.copyTo(filled, ((positions < 0) | (positions >= width)).view(np.uint8), out)
 
 
 def _along_rows(move: Callable[[Array, float, Fill], Array]) -> Operation:
@@ -86,11 +86,11 @@ def _along_columns(move: Callable[[Array, float, Fill], Array]) -> Operation:
 
 
 def _blend(base: Array | int, image: Array, factor: float) -> Array:
-    """`base + factor * (image - base)`, cut to whole values as PIL does; the base is one value or an image."""
+    """`base + factor * (image - base)`, truncated to integers as in PIL; `base` is a constant or an image."""
     if isinstance(base, int):
         table = base + np.float32(factor) * (VALUES - base).astype(np.float32)
         return cv2.LUT(image, np.clip(table, 0, 255).astype(np.uint8))
-    return cv2.addWeighted(image, factor, base, 1 - factor, CUT)
+    return cv2.addWeighted(image, factor, base, 1 - factor, TRUNCATE)
 
 
 def _factor(sign: int, level: float) -> float:
@@ -98,26 +98,26 @@ def _factor(sign: int, level: float) -> float:
 
 
 def _by_channel(table: Callable[[Array], Array | None]) -> Operation:
-    """An operation that maps each channel by a table of its own, made from its values; None leaves it."""
+    """An operation with a lookup table per channel, computed from its values; None leaves the channel unchanged."""
 
     def mapped(image: Array, sign: int, level: float, fill: Fill) -> Array:
         channels = list(cv2.split(image))
-        for place, values in enumerate(channels):
-            found = table(values)
-            if found is not None:
-                channels[place] = cv2.LUT(values, found.astype(np.uint8))
+        for i, values in enumerate(channels):
+            lookup = table(values)
+            if lookup is not None:
+                channels[i] = cv2.LUT(values, lookup.astype(np.uint8))
         return cv2.merge(channels)
 
     return mapped
 
 
-def _stretched(values: Array) -> Array | None:
+def _autocontrast_table(values: Array) -> Array | None:
     lo, hi, _, _ = cv2.minMaxLoc(values)
     scale = 255.0 / max(hi - lo, 1.0)
     return np.clip((VALUES * scale - lo * scale).astype(int), 0, 255) if hi > lo else None
 
 
-def _equalized(values: Array) -> Array | None:
+def _equalize_table(values: Array) -> Array | None:
     counts = cv2.calcHist([values], [0], None, [256], [0, 256]).ravel().astype(int)
     present = counts[counts > 0]
     step = (counts.sum() - present[-1]) // 255
@@ -135,20 +135,20 @@ def _color(image: Array, sign: int, level: float, fill: Fill) -> Array:
 
 
 def _sharpness(image: Array, sign: int, level: float, fill: Fill) -> Array:
-    smooth = image.copy()  # PIL leaves the outermost pixels
-    smooth[1:-1, 1:-1] = cv2.filter2D(image, -1, SMOOTH)[1:-1, 1:-1]
+    smooth = image.copy()  # PIL does not smooth the outermost pixels
+    smooth[1:-1, 1:-1] = cv2.filter2D(image, -1, SMOOTH_KERNEL)[1:-1, 1:-1]
     return _blend(smooth, image, _factor(sign, level))
 
 
-OPERATIONS: dict[str, Operation] = {
-    "AutoContrast": _by_channel(_stretched),
-    "Equalize": _by_channel(_equalized),
-    "Invert": _table(lambda sign, level: 255 - VALUES),
+RAND_AUGMENT_OPS: dict[str, Operation] = {
+    "AutoContrast": _by_channel(_autocontrast_table),
+    "Equalize": _by_channel(_equalize_table),
+    "Invert": _lookup(lambda sign, level: 255 - VALUES),
     "Rotate": _rotate,
-    # zero bits are a black image
-    "Posterize": _table(lambda sign, level: VALUES & ~(0xFF >> (4 - int(4 * level)))),
-    "Solarize": _table(lambda sign, level: np.where(256 - int(256 * level) > VALUES, VALUES, 255 - VALUES)),
-    "SolarizeAdd": _table(
+    # 0 bits give a black image
+    "Posterize": _lookup(lambda sign, level: VALUES & ~(0xFF >> (4 - int(4 * level)))),
+    "Solarize": _lookup(lambda sign, level: np.where(256 - int(256 * level) > VALUES, VALUES, 255 - VALUES)),
+    "SolarizeAdd": _lookup(
         lambda sign, level: np.where(VALUES < 128, np.minimum(VALUES + min(128, int(110 * level)), 255), VALUES)
     ),
     "Color": _color,

@@ -1,32 +1,34 @@
-"""Where images come from: arrays in memory, folders of class folders, Hugging Face data sets.
+"""Readers of images and labels: arrays in memory, image files, Hugging Face data sets, tar shards.
 
-A source has a length, gives `(image, label)` by index and names its images. An image is an array `H, W, 3` uint8 RGB,
-or an `Encoded` file of which a crop decodes what it needs; `np.asarray` turns either into the array.
+A reader has a length, returns `(image, label)` by index, and names its images. An image is an array `H, W, 3` uint8
+RGB, or a `LazyImage` of which a crop decodes only what it needs; `np.asarray` converts either to an array.
 """
 
+import tarfile
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
 
-from swin_lightning.data.decoding import Encoded
+from swin_lightning.data.decoding import LazyImage
 from swin_lightning.errors import UserError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
 
 
-class Source(Protocol):
-    """What the datamodules read from."""
+class Reader(Protocol):
+    """What the data modules read from."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray | Encoded, int]: ...
+    def __getitem__(self, index: int) -> tuple[np.ndarray | LazyImage, int]: ...
 
     def name(self, index: int) -> str: ...
 
 
-class ArrayImages:
+class ArrayReader:
     """Images that fit into memory: `N, H, W, 3` uint8 and labels `N`. Forked workers share the arrays."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
@@ -41,11 +43,14 @@ class ArrayImages:
     def name(self, index: int) -> str:
         return str(index)
 
-    def subset(self, indices: np.ndarray) -> "ArrayImages":
-        return ArrayImages(self.images[indices], self.labels[indices])
+    def subset(self, indices: np.ndarray) -> "ArrayReader":
+        return ArrayReader(self.images[indices], self.labels[indices])
 
 
-class FileImages:
+# image files
+
+
+class FileReader:
     """Image files and their labels."""
 
     def __init__(self, paths: Sequence[Path], labels: Sequence[int]) -> None:
@@ -54,86 +59,240 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Encoded, int]:
-        return Encoded(self.paths[index], str(self.paths[index])), self.labels[index]
+    def __getitem__(self, index: int) -> tuple[LazyImage, int]:
+        return LazyImage(self.paths[index], self.name(index)), self.labels[index]
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
 
 
-class HubImages:
-    """A split of a Hugging Face data set with an image column and a class label column."""
+def list_class_folders(root: Path) -> list[str]:
+    """The names of the class folders in a folder, sorted.
 
-    def __init__(self, split: Any, repository: str) -> None:
+    Raises:
+        UserError: If the folder does not exist or contains no folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"data.path: no folder {str(root)!r}; expected {root}/<class>/<image>")
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UserError(f"data.path: no class folders in {str(root)!r}; expected {root}/<class>/<image>")
+    return names
+
+
+def read_class_folders(root: Path, class_names: Sequence[str]) -> FileReader:
+    """All images in `root/<class>/`; the label is the position of the class in `class_names`.
+
+    Raises:
+        UserError: If a class folder is not in `class_names` or contains no image.
+    """
+    paths: list[Path] = []
+    labels: list[int] = []
+    for name in list_class_folders(root):
+        if name not in class_names:
+            raise UserError(
+                f"data.path: class folder {str(root / name)!r} is not one of the {len(class_names)} known classes; "
+                "every split must have the class folders of the training split"
+            )
+        files = list_images(root / name)
+        if not files:
+            raise UserError(f"data.path: no images in class folder {str(root / name)!r}; add images or remove it")
+        paths += files
+        labels += [class_names.index(name)] * len(files)
+    return FileReader(paths, labels)
+
+
+def list_images(root: Path) -> list[Path]:
+    """All image files in a folder and its subfolders, sorted."""
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+# Hugging Face data sets
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a Hugging Face data set that are used.
+
+    Attributes:
+        image: Name of the image column.
+        label: Name of the label column.
+        class_names: Class names of a ClassLabel column; None for plain integers.
+    """
+
+    image: str
+    label: str
+    class_names: list[str] | None
+
+
+def find_columns(features: Any, path: str) -> Columns:
+    """Find the image column and the label column.
+
+    The label column is named `label` (`fine_label` in CIFAR-100, `cls` in tar files) or is the only ClassLabel column.
+
+    Args:
+        features: The `datasets.Features` of the data set.
+        path: The data set in error messages.
+
+    Raises:
+        UserError: If there is no such column, or if the labels are not integers.
+    """
+    from datasets import ClassLabel
+    from datasets import Image as ImageFeature
+
+    images = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
+    if not images:
+        raise UserError(f"data.path: no image column in {path!r}, only {list(features)}")
+    class_labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    labels = [name for name in ("label", "fine_label", "cls") if name in features] or class_labels
+    if not labels or (labels is class_labels and len(labels) > 1):
+        raise UserError(f"data.path: no column 'label' in {path!r}, only {list(features)}; rename the label column")
+    label = labels[0]
+    dtype = str(getattr(features[label], "dtype", features[label]))
+    if not dtype.startswith(("int", "uint", "bool")):
+        raise UserError(
+            f"data.path: column {label!r} of {path!r} is of type {dtype}; expected integers or a ClassLabel "
+            f"(see `datasets.Dataset.class_encode_column`)"
+        )
+    names = getattr(features[label], "names", None)
+    return Columns(images[0], label, list(names) if names else None)
+
+
+def find_split(splits: Any, names: Sequence[str], path: str) -> str:
+    """The first of several names that a data set has as a split.
+
+    Raises:
+        UserError: If it has none of them.
+    """
+    for name in names:
+        if name in splits:
+            return name
+    raise UserError(f"data.path: no split {names[0]!r} in {path!r}, only {list(splits)}")
+
+
+class HuggingFaceReader:
+    """A split (`datasets.Dataset`) of the Hugging Face data set `path`.
+
+    Raises:
+        UserError: If there is no image column or no label column.
+    """
+
+    def __init__(self, split: Any, path: str) -> None:
         from datasets import Image as ImageFeature
 
-        self.image_column = next(name for name, kind in split.features.items() if isinstance(kind, ImageFeature))
-        self.label_column = label_column(split.features)
-        self.split = split.cast_column(self.image_column, ImageFeature(decode=False))
-        self.repository = repository
-        names = getattr(split.features[self.label_column], "names", None)
-        self.num_classes = len(names) if names else None  # None where the labels are plain numbers
+        self.path, self.columns = path, find_columns(split.features, path)
+        self.split = split.cast_column(self.columns.image, ImageFeature(decode=False))
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> tuple[Encoded, int]:
+    def __getitem__(self, index: int) -> tuple[LazyImage, int]:
         row = self.split[index]
-        image = row[self.image_column]
-        return Encoded(image["bytes"] or Path(image["path"]), self.name(index)), row[self.label_column]
+        image = row[self.columns.image]
+        return LazyImage(image["bytes"] or Path(image["path"]), self.name(index)), row[self.columns.label]
 
     def name(self, index: int) -> str:
-        return f"{self.repository}[{index}]"
+        return f"{self.path}[{index}]"
 
 
-def label_column(features: Any) -> str:
-    """The column of class labels: `label` (`fine_label` in CIFAR-100, `cls` in tars), else the only ClassLabel."""
-    from datasets import ClassLabel
-
-    classes = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
-    for name in ("label", "fine_label", "cls"):
-        if name in features:
-            return name
-    if len(classes) != 1:
-        raise UserError(f"no label column among {list(features)}; expected one named 'label'")
-    return classes[0]
+# tar shards
 
 
-def class_folders(root: Path) -> list[str]:
-    """The class names of a folder of class folders, sorted.
+class TarReader:
+    """Images in uncompressed tar files (webdataset's layout), read in place by random access.
+
+    The label is the number in `KEY.cls` next to `KEY.jpg`, otherwise the name of the image's folder in the tar file.
+    The headers of all files are read once, sequentially; a million images take about half a minute.
+
+    Args:
+        paths: The tar files.
 
     Raises:
-        ValueError: If there is no such folder, or no folder in it.
+        UserError: If a file is not an uncompressed tar file, or an image has no label.
     """
-    if not root.is_dir():
-        raise UserError(f"data.path: there is no folder {root}; expected one folder a class in it")
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise UserError(f"data.path: {root} holds no class folders; expected {root}/<class>/<image>.jpg")
-    return names
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+        self.members: list[str] = []
+        self.raw_labels: list[int | str] = []  # as in the files: class index or folder name
+        self.labels: list[int] = []
+        locations: list[tuple[int, int, int]] = []
+        for number, path in enumerate(self.paths):
+            images, classes = _read_tar_headers(path)
+            for key, (member, offset, size) in images.items():
+                label = classes.get(key, PurePosixPath(member).parent.name)
+                if label == "":
+                    raise UserError(f"data.path: image {member} in {path} has neither a {key}.cls nor a class folder")
+                self.members.append(member)
+                self.raw_labels.append(label)
+                locations.append((number, offset, size))
+        self.locations = np.array(locations, np.int64).reshape(-1, 3)  # file, byte offset, size in bytes
+
+    def assign_labels(self, class_names: Sequence[str]) -> "TarReader":
+        """Set `labels`: folder names become positions in `class_names`, numbers are class indices already.
+
+        Raises:
+            UserError: If a label is not one of the classes.
+        """
+        positions = {name: i for i, name in enumerate(class_names)}
+        for raw, member in zip(self.raw_labels, self.members, strict=True):
+            label = positions.get(raw, -1) if isinstance(raw, str) else raw
+            if not 0 <= label < len(class_names):
+                raise UserError(f"data.path: class {raw!r} of image {member} is not one of {len(class_names)} classes")
+            self.labels.append(label)
+        return self
+
+    def __len__(self) -> int:
+        return len(self.locations)
+
+    def __getitem__(self, index: int) -> tuple[LazyImage, int]:
+        number, offset, size = self.locations[index].tolist()
+        with self.paths[number].open("rb") as file:
+            file.seek(offset)
+            return LazyImage(file.read(size), self.name(index)), self.labels[index]
+
+    def name(self, index: int) -> str:
+        return f"{self.paths[self.locations[index, 0]]}:{self.members[index]}"
 
 
-def read_class_folders(root: Path, class_names: Sequence[str]) -> FileImages:
-    """All images under `root/<class>/`, labelled by the place of the class among `class_names`.
-
-    Raises:
-        ValueError: If a class folder is unknown or holds no image.
-    """
-    paths: list[Path] = []
-    labels: list[int] = []
-    for name in class_folders(root):
-        if name not in class_names:
-            raise UserError(
-                f"class folder {root / name} is not among the {len(class_names)} classes of the training set"
-            )
-        files = list_images(root / name)
-        if not files:
-            raise UserError(f"class folder {root / name} holds no image; fill or remove it")
-        paths += files
-        labels += [class_names.index(name)] * len(files)
-    return FileImages(paths, labels)
+def find_shards(root: Path, names: Sequence[str]) -> list[Path]:
+    """The tar files of a split: `root/<name>*.tar` and `root/<name>/*.tar`, for the first name that has any."""
+    for name in names:
+        if found := sorted([*root.glob(f"{name}*.tar"), *root.glob(f"{name}/*.tar")]):
+            return found
+    return []
 
 
-def list_images(root: Path) -> list[Path]:
-    """All image files under a folder, sorted."""
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+def tar_class_names(root: Path, reader: TarReader) -> list[str]:
+    """The sorted folder names in the tar files; for numbers the lines of `root/classes.txt`, or else the numbers."""
+    folders = {label for label in reader.raw_labels if isinstance(label, str)}
+    if folders:
+        return sorted(folders)
+    class_list = root / "classes.txt"
+    if class_list.is_file():
+        return class_list.read_text(encoding="utf-8").splitlines()
+    return [
+        str(i) for i in range(max((label for label in reader.raw_labels if isinstance(label, int)), default=-1) + 1)
+    ]
+
+
+def _read_tar_headers(path: Path) -> tuple[dict[str, tuple[str, int, int]], dict[str, int]]:
+    """Images (member name, byte offset, size in bytes) and class indices, both by key."""
+    images: dict[str, tuple[str, int, int]] = {}
+    classes: dict[str, int] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                folder, _, base = member.name.rpartition("/")
+                stem, dot, suffix = base.partition(".")
+                key = f"{folder}/{stem}"
+                if not member.isfile():
+                    continue
+                if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES:
+                    images[key] = (member.name, member.offset_data, member.size)
+                elif suffix == "cls":
+                    content = tar.extractfile(member)
+                    classes[key] = int(content.read()) if content else -1
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise UserError(f"data.path: cannot read shard {path}: {error}; expected an uncompressed tar file") from error
+    return images, classes

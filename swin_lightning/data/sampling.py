@@ -1,7 +1,7 @@
-"""Which samples, in which order, with which randomness: all of it a function of (seed, epoch, index).
+"""Which samples, in which order, with which random numbers: all of it a function of (seed, epoch, index).
 
-The sampler sends the epoch along with the index, so that a sample's augmentation depends neither on the
-number of workers or ranks, nor on where a run was resumed.
+The sampler yields the epoch together with the index, so that the augmentation of a sample depends neither on the number
+of workers or ranks nor on where a run was resumed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,93 +14,109 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from swin_lightning.batch import IGNORE_INDEX
 from swin_lightning.data.decoding import CorruptImageError
-from swin_lightning.data.readers import Source
+from swin_lightning.data.readers import Reader
 from swin_lightning.data.transforms import Transform
 from swin_lightning.errors import UserError
 
 OnBadImage = Literal["raise", "skip"]
-Key = tuple[int, int]  # epoch, index; ~index for a repeated sample that fills the last batch of a rank
+Key = tuple[int, int]  # epoch, index; ~index for a padding sample, which repeats a sample to fill the ranks equally
+
+MAX_REPLACEMENTS = 100  # images tried in place of a corrupt one
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """A source seen through a transform. Items are `image` (`3, H, W` uint8), `target`, `index` and `bad`.
+    """The images of a reader after a transform. Items: `image` (`3, H, W` uint8), `target`, `index`, `bad_index`.
 
     The key is an epoch and an index; an index alone means epoch 0.
 
     Args:
-        source: Where images and labels come from.
-        transform: From an image to its pixels.
-        seed: Of the augmentation, together with epoch and index.
-        on_bad_image: Whether an unreadable image is an error (`raise`) or is left out (`skip`); then `bad` is its
-            index, and -1 for others. Batches keep their size and ranks their step: in training the next readable
-            image stands in, under its own label; in evaluation a black one that counts in no metric, of index -1.
-        training: Which of the two it is.
+        reader: Images and labels.
+        transform: From an image to the pixels of the sample.
+        seed: Seed of the augmentation, together with epoch and index.
+        on_bad_image: `raise` an error for an unreadable image, or `skip` it: `bad_index` is its index (otherwise -1).
+            Batches keep their size so that ranks stay in step: in training the next readable image replaces it, with
+            its own label; in evaluation a black image of index -1 does, which counts in no metric.
+        training: Whether the samples are for training.
 
     Raises:
-        ValueError: For an unreadable image, or 100 of them in a row where they are skipped.
+        UserError: If an image is unreadable, or 100 consecutive images are where they are skipped.
     """
 
     def __init__(
         self,
-        source: Source,
+        reader: Reader,
         transform: Transform,
         seed: int = 0,
         on_bad_image: OnBadImage = "raise",
         training: bool = False,
     ) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
+        self.reader, self.transform, self.seed = reader, transform, seed
         self.on_bad_image, self.training = on_bad_image, training
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.reader)
 
     def __getitem__(self, key: Key | int) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        repeated = index < 0
-        index = ~index if repeated else index
+        padding = index < 0
+        index = ~index if padding else index
         seed = (self.seed, epoch, index)
         try:
-            image, target = self.source[index]
-            pixels, place, bad = self.transform(image, seed), index, -1
+            image, target = self.reader[index]
+            pixels, used_index, bad_index = self.transform(image, seed), index, -1
         except CorruptImageError:
             if self.on_bad_image == "raise":
                 raise
-            pixels, target, place = self._stand_in(index, seed)
-            bad = index
-        target = IGNORE_INDEX if repeated else target
-        return {"image": channels_first(pixels), "target": target, "index": place, "bad": bad}
+            pixels, target, used_index = self._replacement(index, seed)
+            bad_index = index
+        target = IGNORE_INDEX if padding else target
+        return {"image": channels_first(pixels), "target": target, "index": used_index, "bad_index": bad_index}
 
-    def _stand_in(self, index: int, seed: tuple[int, int, int]) -> tuple[np.ndarray, int, int]:
-        """Pixels, target and index of what takes the place of an unreadable image."""
+    def _replacement(self, index: int, seed: tuple[int, int, int]) -> tuple[np.ndarray, int, int]:
+        """Pixels, target and index of the sample that replaces an unreadable image."""
         if not self.training:
-            return self.transform(np.zeros((32, 32, 3), np.uint8), seed), IGNORE_INDEX, -1
-        for step in range(1, min(100, len(self.source))):
-            place = (index + step) % len(self.source)
+            return self.transform(blank_image(), seed), IGNORE_INDEX, -1
+        for step in range(1, min(MAX_REPLACEMENTS, len(self.reader))):
+            candidate = (index + step) % len(self.reader)
             try:
-                image, target = self.source[place]
-                return self.transform(image, seed), target, place
+                image, target = self.reader[candidate]
+                return self.transform(image, seed), target, candidate
             except CorruptImageError:
                 pass
+        tried = min(MAX_REPLACEMENTS, len(self.reader))
         raise UserError(
-            f"{self.source.name(index)} and all images after it cannot be read, as far as was tried; see data.path"
+            f"cannot read {self.reader.name(index)} nor the images after it ({tried} tried); check data.path"
         )
+
+
+def blank_image() -> np.ndarray:
+    """A black image in place of an unreadable one."""
+    return np.zeros((32, 32, 3), np.uint8)
 
 
 def channels_first(pixels: np.ndarray) -> torch.Tensor:
     """`H, W, 3` -> `3, H, W`, contiguous."""
     planes = np.empty((3, *pixels.shape[:2]), np.uint8)
-    cv2.split(pixels, list(planes))  # a third of the time of a transposed copy
+    cv2.split(pixels, list(planes))  # takes a third of the time of a transposed copy
     return torch.from_numpy(planes)
 
 
 class ResumableSampler(DistributedSampler[Any]):
     """Sampler for training and evaluation, on one or several ranks.
 
-    In training every epoch is a new permutation of which the incomplete last global batch is left out, and
-    `skip` leaves out the batches that a resumed epoch has seen. In evaluation every sample comes once, in order;
-    ranks that would come short repeat one under `IGNORE_INDEX`, because collective operations need equal numbers of steps.
+    In training every epoch is a new permutation without its incomplete last global batch; a resumed epoch begins at
+    `start_batch`. In evaluation every sample is yielded once, in order; ranks with fewer samples are padded with a
+    repeated sample of target `IGNORE_INDEX`, because collective operations need equal numbers of steps.
 
-    It is a `DistributedSampler` so that Lightning keeps it as it is.
+    It derives from `DistributedSampler` so that Lightning does not replace it.
+
+    Args:
+        size: Samples in the data set.
+        batch_size: Samples per batch of one rank.
+        seed: Seed of the permutations, together with the epoch (`set_epoch`).
+        training: Whether to shuffle and drop the incomplete batch.
+        rank: Rank of this process.
+        world_size: Number of ranks.
     """
 
     def __init__(
@@ -108,9 +124,9 @@ class ResumableSampler(DistributedSampler[Any]):
     ) -> None:
         super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=training, seed=seed)  # type: ignore[arg-type]
         self.size, self.batch_size, self.training = size, batch_size, training
-        self.skip = 0  # batches of the next epoch to leave out
+        self.start_batch = 0  # first batch of the next epoch; later epochs begin at 0
         samples = size // (batch_size * world_size) * batch_size if training else -(-size // world_size)
-        self.num_samples = samples  # of one rank
+        self.num_samples = samples  # per rank
 
     def __len__(self) -> int:
         return self.num_samples
@@ -119,17 +135,17 @@ class ResumableSampler(DistributedSampler[Any]):
         indices: Sequence[int] | np.ndarray = range(self.size)
         if self.training:
             indices = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
-        start, self.skip = self.skip * self.batch_size, 0
-        for turn in range(start, self.num_samples):
-            place = turn * self.num_replicas + self.rank
-            index = int(indices[place]) if place < self.size else ~0
+        start, self.start_batch = self.start_batch * self.batch_size, 0
+        for i in range(start, self.num_samples):
+            position = i * self.num_replicas + self.rank
+            index = int(indices[position]) if position < self.size else ~0
             yield self.epoch, index
 
 
-class EpochLoader(DataLoader[Any]):
-    """A loader whose processes start to read when the first batch is asked for, not when the iterator is made.
+class LazyDataLoader(DataLoader[Any]):
+    """A DataLoader that starts its workers when the first batch is requested, not when the iterator is created.
 
-    A run that is resumed at the end of an epoch makes the iterator before it knows that the next epoch is to come.
+    A run that is resumed at the end of an epoch creates the iterator before it knows that the next epoch begins.
     """
 
     def __iter__(self) -> Any:

@@ -1,16 +1,16 @@
-"""Training and evaluation from a stream: sets that do not fit the disk, from an object store or the hub.
+"""Training and evaluation on streams, for data sets larger than the disk: object stores and the Hugging Face Hub.
 
-The reader is Hugging Face `datasets`, not webdataset: it is a dependency already, reads both of their layouts (parquet
-and tar) through fsspec (s3, gs, hf, https, local), and splits by rank and by loader process itself.
+The streams are those of Hugging Face `datasets`, not webdataset: it is a dependency already, reads both layouts
+(parquet and tar) through fsspec (s3, gs, hf, https, local), and splits by rank and by DataLoader worker.
 
-What a stream can promise, and what it cannot:
+What holds for a stream:
 
-- An image's augmentation is a function of (seed, epoch, its bytes), whoever reads it.
-- The order is a function of (seed, epoch, ranks, loader processes): another number of either is another order.
-- A resumed epoch goes on with the same batches, if ranks and loader processes are as many as before. The images that
-  were seen are read again, undecoded, and dropped: resuming late in an epoch costs its share of network traffic.
-- An epoch is as many steps as fit into the set's size. Where ranks or processes hold unequal shares the smaller ones
-  start again, so that a few images come twice and a few not at all.
+- The augmentation of an image is a function of (seed, epoch, content of the file).
+- The order is a function of (seed, epoch, number of ranks, number of workers).
+- A resumed epoch continues with the same batches if the numbers of ranks and workers are unchanged. The images before
+  are read again, without decoding, and dropped: resuming late in an epoch costs network traffic.
+- An epoch has as many steps as the size of the data set allows. If ranks or workers have shares of unequal size, the
+  smaller ones start again, so that a few images are seen twice and a few not at all.
 """
 
 import zlib
@@ -19,54 +19,52 @@ from itertools import islice
 from typing import Any
 
 import fsspec
-import numpy as np
 from torch.utils.data import DataLoader, IterableDataset
 
 from swin_lightning.batch import IGNORE_INDEX
-from swin_lightning.data.decoding import CorruptImageError, Encoded
-from swin_lightning.data.readers import label_column
-from swin_lightning.data.sampling import OnBadImage, channels_first
+from swin_lightning.data.decoding import CorruptImageError, LazyImage
+from swin_lightning.data.hub_download import first_line
+from swin_lightning.data.readers import find_columns, find_split
+from swin_lightning.data.sampling import OnBadImage, blank_image, channels_first
 from swin_lightning.data.transforms import Transform
 from swin_lightning.errors import UserError
 
+EPOCH_STRIDE = 1_000_000  # between the shuffling epochs of two passes over a share within one epoch
 
-class Stream:
-    """One split that is read from its beginning.
+
+class StreamReader:
+    """One split that is read sequentially.
 
     Args:
-        path: Hub name, folder, or address such as `s3://bucket/folder` with `<split>*.parquet` or `<split>*.tar`.
-        names: What the split may be called.
+        path: Hub name, folder, or URL such as `s3://bucket/folder` with `<split>*.parquet` or `<split>*.tar`.
+        names: Possible names of the split.
 
     Raises:
-        ValueError: If there is no such split.
+        UserError: If the data set cannot be opened, or has no such split, image column or label column.
     """
 
     def __init__(self, path: str, names: tuple[str, ...]) -> None:
         import datasets
 
         self.path = path
-        splits = load_stream(path, names)
-        found = next((name for name in names if name in splits), None)
-        if found is None:
-            raise UserError(f"data.path {path!r} has no split {names[0]!r}, only {list(splits)}")
-        rows = splits[found]
-        self.features = rows.features or rows._resolve_features().features
-        self.image_column = next(n for n, kind in self.features.items() if isinstance(kind, datasets.Image))
-        self.label_column = label_column(self.features)
-        self.class_names: list[str] | None = getattr(self.features[self.label_column], "names", None)
-        self.rows = rows.cast_column(self.image_column, datasets.Image(decode=False))
-        known = (rows.info.splits or {}).get(found)
-        self.size: int | None = known.num_examples if known is not None and known.num_examples else None
+        splits = open_splits(path, names)
+        name = find_split(splits, names, path)
+        rows = splits[name]
+        # `datasets` knows the features of every format that has image columns before it reads the first row
+        self.columns = find_columns(rows.features or {}, path)
+        self.rows = rows.cast_column(self.columns.image, datasets.Image(decode=False))
+        info = (rows.info.splits or {}).get(name)
+        self.size: int | None = info.num_examples if info is not None and info.num_examples else None
 
     def name(self, index: int) -> str:
         return f"{self.path}, the image with CRC-32 {index:08x}"
 
 
-def load_stream(path: str, names: tuple[str, ...]) -> Any:
-    """The splits of a data set, unread.
+def open_splits(path: str, names: tuple[str, ...]) -> Any:
+    """The splits of a data set as `datasets.IterableDataset`, by name.
 
     Raises:
-        ValueError: If it cannot be reached.
+        UserError: If the data set cannot be opened.
     """
     import datasets
 
@@ -74,44 +72,44 @@ def load_stream(path: str, names: tuple[str, ...]) -> Any:
         if "://" not in path:
             return datasets.load_dataset(path, streaming=True)
         files = fsspec.filesystem(path.partition("://")[0])
-        for kind in ("parquet", "tar"):
+        for suffix in ("parquet", "tar"):
             for name in names:
-                if files.glob(pattern := f"{path.rstrip('/')}/{name}*.{kind}"):
-                    builder = "webdataset" if kind == "tar" else kind
+                if files.glob(pattern := f"{path.rstrip('/')}/{name}*.{suffix}"):
+                    builder = "webdataset" if suffix == "tar" else suffix
                     return datasets.load_dataset(builder, data_files={name: pattern}, streaming=True)
         return {}
     except (OSError, ImportError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"data.path {path!r} cannot be streamed ({str(error).splitlines()[0]})") from error
+        raise UserError(f"data.path: cannot stream {path!r} ({first_line(error)})") from error
 
 
-class StreamedImages(IterableDataset[dict[str, Any]]):
-    """The items of `ImageDataset` from a stream, the share of one rank.
+class StreamDataset(IterableDataset[dict[str, Any]]):
+    """The share of one rank in a stream, as items of `ImageDataset`; the index is the CRC-32 of the file.
 
     Args:
-        stream: Where from.
-        transform: From an image to its pixels.
-        seed: Of order and augmentation.
-        training: Endless and shuffled; else every image once, in order, ranks filled up under `IGNORE_INDEX`.
-        rank: Of this process.
-        world_size: Ranks.
-        buffer: Images among which the shuffling draws, a process, besides the order of the shards.
-        on_bad_image: As in `ImageDataset`; a skipped image's place is taken by the next one.
+        reader: The stream.
+        transform: From an image to the pixels of the sample.
+        seed: Seed of order and augmentation.
+        training: Endless and shuffled; otherwise every image once, in order, ranks padded with `IGNORE_INDEX`.
+        rank: Rank of this process.
+        world_size: Number of ranks.
+        buffer_size: Images in the shuffle buffer of a worker; the order of the shards is shuffled as well.
+        on_bad_image: As in `ImageDataset`; the next image of the stream replaces a skipped one.
     """
 
     def __init__(
         self,
-        stream: Stream,
+        reader: StreamReader,
         transform: Transform,
         seed: int = 0,
         training: bool = False,
         rank: int = 0,
         world_size: int = 1,
-        buffer: int = 1000,
+        buffer_size: int = 1000,
         on_bad_image: OnBadImage = "raise",
     ) -> None:
-        self.stream, self.transform, self.seed, self.training = stream, transform, seed, training
-        self.rank, self.world_size, self.buffer, self.on_bad_image = rank, world_size, buffer, on_bad_image
-        self.epoch, self.skip = 0, 0  # images of this process to leave out
+        self.reader, self.transform, self.seed, self.training = reader, transform, seed, training
+        self.rank, self.world_size, self.buffer_size, self.on_bad_image = rank, world_size, buffer_size, on_bad_image
+        self.epoch, self.start_sample = 0, 0  # first sample of this worker in the epoch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self._train() if self.training else self._evaluate()
@@ -119,84 +117,85 @@ class StreamedImages(IterableDataset[dict[str, Any]]):
     def _train(self) -> Iterator[dict[str, Any]]:
         from datasets.distributed import split_dataset_by_node
 
-        rows = self.stream.rows.shuffle(seed=self.seed, buffer_size=self.buffer)
+        rows = self.reader.rows.shuffle(seed=self.seed, buffer_size=self.buffer_size)
         rows = split_dataset_by_node(rows, rank=self.rank, world_size=self.world_size)
-        skip, bad, turn = self.skip, -1, 0
+        to_skip, bad_index, passes = self.start_sample, -1, 0
         while True:
-            rows.set_epoch(self.epoch + 1_000_000 * turn)
-            seen = 0
+            rows.set_epoch(self.epoch + EPOCH_STRIDE * passes)
+            empty = True
             for row in self._read(rows):
-                seen += 1
-                if skip:
-                    skip -= 1
+                empty = False
+                if to_skip:
+                    to_skip -= 1
                     continue
                 item = self._item(row)
                 if item["target"] == IGNORE_INDEX:
-                    bad = item["bad"]
+                    bad_index = item["bad_index"]
                     continue
-                yield item | {"bad": bad}
-                bad = -1
-            if not seen:
+                yield item | {"bad_index": bad_index}
+                bad_index = -1
+            if empty:
                 return
-            turn += 1
+            passes += 1
 
     def _evaluate(self) -> Iterator[dict[str, Any]]:
         item, count, size = None, 0, 0
-        for size, row in enumerate(self._read(self.stream.rows), 1):
+        for size, row in enumerate(self._read(self.reader.rows), 1):
             if (size - 1) % self.world_size == self.rank:
                 item = self._item(row)
                 count += 1
                 yield item
             elif item is None:
                 item = self._item(row)
-        if item is not None:  # ranks that come short repeat an image that does not count
+        if item is not None:  # ranks with fewer images repeat one that does not count
             for _ in range(-(-size // self.world_size) - count):
-                yield item | {"target": IGNORE_INDEX, "bad": -1}
+                yield item | {"target": IGNORE_INDEX, "bad_index": -1}
 
     def _read(self, rows: Any) -> Iterator[dict[str, Any]]:
         try:
             yield from rows
-        except Exception as error:  # of the network, tar or parquet; the libraries have nearly every kind
-            what = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        except Exception as error:  # network, tar or parquet errors of many types
             raise UserError(
-                f"reading the stream {self.stream.path} failed ({what}); mend it and go on with --ckpt_path last"
+                f"data.path: reading the stream {self.reader.path!r} failed ({type(error).__name__}: "
+                f"{first_line(error)}). Fix the source and resume with --ckpt_path last"
             ) from error
 
     def _item(self, row: dict[str, Any]) -> dict[str, Any]:
-        image, target = row[self.stream.image_column], int(row[self.stream.label_column])
+        image, target = row[self.reader.columns.image], int(row[self.reader.columns.label])
         data: bytes = image["bytes"] or fsspec.open(image["path"], "rb").open().read()
-        index = zlib.crc32(data)
+        index, bad_index = zlib.crc32(data), -1
+        seed = (self.seed, self.epoch, index)
         try:
-            pixels, bad = self.transform(Encoded(data, self.stream.name(index)), (self.seed, self.epoch, index)), -1
+            pixels = self.transform(LazyImage(data, self.reader.name(index)), seed)
         except CorruptImageError:
             if self.on_bad_image == "raise":
                 raise
-            pixels = self.transform(np.zeros((32, 32, 3), np.uint8), (self.seed, self.epoch, index))
-            target, bad = IGNORE_INDEX, index
-        return {"image": channels_first(pixels), "target": target, "index": index, "bad": bad}
+            pixels = self.transform(blank_image(), seed)
+            target, bad_index = IGNORE_INDEX, index
+        return {"image": channels_first(pixels), "target": target, "index": index, "bad_index": bad_index}
 
 
 class StreamLoader(DataLoader[Any]):
-    """A loader over `steps` batches of an endless stream, of which `skip` are left out the first time.
+    """A DataLoader over the first `steps` batches of an endless stream; a resumed epoch begins at `start_batch`.
 
     Args:
         dataset: The stream.
-        steps: Batches an epoch.
-        epoch: Tells the epoch when one begins.
-        **options: Of `DataLoader`.
+        steps: Batches per epoch.
+        epoch: Returns the current epoch; called at the start of each one.
+        **options: Arguments of `DataLoader`.
     """
 
-    def __init__(self, dataset: StreamedImages, steps: int, epoch: Callable[[], int], **options: Any) -> None:
+    def __init__(self, dataset: StreamDataset, steps: int, epoch: Callable[[], int], **options: Any) -> None:
         super().__init__(dataset, drop_last=True, **options)
-        self.steps, self.epoch, self.skip = steps, epoch, 0
+        self.steps, self.epoch, self.start_batch = steps, epoch, 0
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Any:
-        skip, self.skip = self.skip, 0
-        processes = max(self.num_workers, 1)
+        start, self.start_batch = self.start_batch, 0
+        workers = max(self.num_workers, 1)
         dataset: Any = self.dataset
         dataset.epoch = self.epoch()
-        dataset.skip = skip // processes * (self.batch_size or 1)  # a process gives every so many-th batch
-        yield from islice(super().__iter__(), skip % processes, self.steps - skip + skip % processes)
+        dataset.start_sample = start // workers * (self.batch_size or 1)  # workers yield batches in turn
+        yield from islice(super().__iter__(), start % workers, self.steps - start + start % workers)

@@ -1,8 +1,8 @@
-"""From an image to the network's pixels. The only file that knows albumentations.
+"""Transforms from an image to input pixels for training and evaluation. The only file that imports albumentations.
 
-Pixels are `H, W, 3` uint8 RGB on both sides; normalisation happens on the device. Training resizes by torch, whose
-antialiased bicubic of bytes takes a sixth of PIL's time and gives photographs that differ by 0.02 grey levels in the
-mean; evaluation by PIL itself, to the last bit the official protocol's pixels.
+Input and output are `H, W, 3` uint8 RGB; normalisation happens on the device. Training resizes with torch, whose
+antialiased bicubic interpolation of uint8 takes a sixth of PIL's time and differs by 0.02 grey levels on average for
+photographs. Evaluation resizes with PIL, bit-identical to the official evaluation protocol.
 """
 
 import math
@@ -18,14 +18,14 @@ from PIL import Image
 
 from swin_lightning.errors import UserError
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import asks the network for a newer version
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import checks for updates over the network
 import albumentations as A
 import cv2
 
-from swin_lightning.data.decoding import Box, Encoded
-from swin_lightning.data.rand_augment import OPERATIONS, Fill
+from swin_lightning.data.decoding import Box, LazyImage
+from swin_lightning.data.rand_augment import RAND_AUGMENT_OPS, Fill
 
-cv2.setNumThreads(0)  # the DataLoader's workers are the parallelism; OpenCV's threads would fight with torch's
+cv2.setNumThreads(0)  # DataLoader workers run in parallel; OpenCV's threads would compete with torch's
 
 Crop = Literal["random_resized", "pad", "none"]
 EvalCrop = Literal["center", "squash"]
@@ -33,14 +33,14 @@ Array = np.ndarray
 
 
 class Transform:
-    """Crop, flip and an albumentations pipeline, whose randomness is a function of a seed given with each image.
+    """Crop, flip and an albumentations pipeline, with random numbers from a seed that is passed with each image.
 
-    albumentations' own generators are copied into every DataLoader worker and restored every epoch, so that
+    The random generators of albumentations would be copied into every DataLoader worker and restored in every epoch:
     each worker and each epoch would draw the same augmentations.
 
     Args:
-        steps: What follows crop and flip.
-        crop: Comes first, since only what it keeps needs decoding; without one the whole image is decoded.
+        steps: Transforms after crop and flip.
+        crop: Applied first, so that only the crop is decoded; None decodes the full image.
         hflip: Probability of a horizontal flip.
     """
 
@@ -50,7 +50,7 @@ class Transform:
         self.compose = A.Compose(list(steps))
         self.crop, self.hflip = crop, hflip
 
-    def __call__(self, image: Array | Encoded, seed: Sequence[int]) -> Array:
+    def __call__(self, image: Array | LazyImage, seed: Sequence[int]) -> Array:
         state = np.random.SeedSequence(seed).generate_state(2)
         rng = random.Random(int(state[1]))
         pixels: Array = np.asarray(image) if self.crop is None else self.crop(image, rng)
@@ -71,7 +71,20 @@ def train_transform(
     rand_augment: str | None = None,
     fill: Fill = (124, 116, 104),
 ) -> Transform:
-    """Training pixels: crop to `image_size`, flip, rotate, RandAugment. Arguments as in `ImageDataModule`."""
+    """Transform for training: crop to `image_size`, flip, rotate, RandAugment. Arguments as in `ImageDataModule`.
+
+    Args:
+        image_size: Side length of the result in pixels.
+        crop: Kind of crop.
+        crop_scale: Range of the area fraction of the random resized crop.
+        hflip: Probability of a horizontal flip.
+        rotate: Maximum rotation in degrees.
+        rand_augment: Policy in timm's notation.
+        fill: RGB colour of the pixels that RandAugment uncovers.
+
+    Raises:
+        UserError: If the policy is unknown.
+    """
     size = (image_size, image_size)
     steps: list[A.BasicTransform] = []
     random_crop = RandomResizedCrop(image_size, crop_scale) if crop == "random_resized" else None
@@ -87,12 +100,16 @@ def train_transform(
 
 
 def eval_transform(image_size: int, crop: EvalCrop = "center", crop_ratio: float = 224 / 256) -> Transform:
-    """Evaluation pixels: the shorter side to `image_size / crop_ratio`, then the centre; or squashed to the square.
+    """Transform for evaluation, bit-identical to the official protocol (bicubic, antialiased, by PIL).
 
-    Bicubic and antialiased by PIL, to the last bit the pixels of the official protocol.
+    Args:
+        image_size: Side length of the result in pixels.
+        crop: `center` resizes the shorter side to `image_size / crop_ratio` and takes the center crop; `squash` resizes
+            to a square.
+        crop_ratio: Side length of the crop, relative to the shorter side of the resized image.
 
     Raises:
-        ValueError: For a crop ratio outside of (0, 1].
+        UserError: If the crop ratio is not in (0, 1].
     """
     if not 0 < crop_ratio <= 1:
         raise UserError(f"data.eval_crop_ratio {crop_ratio} must be above 0 and at most 1")
@@ -100,15 +117,15 @@ def eval_transform(image_size: int, crop: EvalCrop = "center", crop_ratio: float
     return Transform([Resize(image_size, None if squash else int(image_size / crop_ratio))])
 
 
-def bicubic(image: Array, height: int, width: int) -> Array:
-    """The image in another size by PIL: bicubic, and where it shrinks, antialiased, which OpenCV's bicubic is not."""
+def resize_pil(image: Array, height: int, width: int) -> Array:
+    """Resize with PIL: bicubic, and antialiased when downscaling, which OpenCV's bicubic interpolation is not."""
     if image.shape[:2] == (height, width):
         return image
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def bicubic_by_torch(image: Array, size: int) -> Array:
-    """The image as a square of this side: PIL's antialiased bicubic, but for rounding."""
+def resize_torch(image: Array, size: int) -> Array:
+    """Resize to a square with torch: PIL's antialiased bicubic interpolation up to rounding."""
     if image.shape[:2] == (size, size):
         return np.ascontiguousarray(image)
     batch = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
@@ -117,14 +134,14 @@ def bicubic_by_torch(image: Array, size: int) -> Array:
 
 
 class RandomResizedCrop:
-    """A box of random area and aspect ratio, resized to a square; only what lies in it is decoded.
+    """A crop of random area and aspect ratio, resized to a square; only the crop is decoded.
 
     Args:
-        image_size: Side of the result.
-        scale: Share of the area, from and to.
-        ratio: Width by height, from and to.
+        image_size: Side length of the result in pixels.
+        scale: Range of the area fraction.
+        ratio: Range of the aspect ratio, width / height.
 
-    Source: Szegedy et al., arXiv:1409.4842; the choice of the box as in torchvision.
+    Source: Szegedy et al., arXiv:1409.4842; the box is chosen as in torchvision.
     """
 
     def __init__(
@@ -132,14 +149,14 @@ class RandomResizedCrop:
     ) -> None:
         self.image_size, self.scale, self.ratio = image_size, scale, ratio
 
-    def __call__(self, image: Array | Encoded, rng: random.Random) -> Array:
-        height, width = image.size() if isinstance(image, Encoded) else image.shape[:2]
+    def __call__(self, image: Array | LazyImage, rng: random.Random) -> Array:
+        height, width = image.size() if isinstance(image, LazyImage) else image.shape[:2]
         box = self.box(height, width, rng)
-        pixels = image.crop(box, self.image_size) if isinstance(image, Encoded) else box.of(image)
-        return bicubic_by_torch(pixels, self.image_size)
+        pixels = image.crop(box, self.image_size) if isinstance(image, LazyImage) else box.crop(image)
+        return resize_torch(pixels, self.image_size)
 
     def box(self, height: int, width: int, rng: random.Random) -> Box:
-        """The box: ten tries to place one of the drawn shape, then the largest one in the middle."""
+        """Draw a box: up to ten attempts that must fit into the image, then the largest possible box in the centre."""
         for _ in range(10):
             area = height * width * rng.uniform(*self.scale)
             ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
@@ -150,39 +167,39 @@ class RandomResizedCrop:
         return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-class Resize(A.ImageOnlyTransform):
-    """The whole image squeezed to a square; or, with `side`, the centre of the image whose shorter side is that long.
+class Resize(A.ImageOnlyTransform):  # type: ignore[misc,unused-ignore]
+    """Resize to a square, or resize the shorter side and take the center crop.
 
     Args:
-        image_size: Side of the result.
-        side: Shorter side before the centre is cut; None squeezes.
+        image_size: Side length of the result in pixels.
+        shorter_side: Length of the shorter side before the center crop; None resizes to a square.
     """
 
-    def __init__(self, image_size: int, side: int | None = None) -> None:
+    def __init__(self, image_size: int, shorter_side: int | None = None) -> None:
         super().__init__(p=1.0)
         self.image_size = image_size
-        self.side = side
+        self.shorter_side = shorter_side
 
     def apply(self, img: Array, **_: Any) -> Array:
         size = self.image_size
-        if self.side is None:
-            return bicubic(img, size, size)
+        if self.shorter_side is None:
+            return resize_pil(img, size, size)
         height, width = img.shape[:2]
         shorter = min(height, width)
-        img = bicubic(img, self.side * height // shorter, self.side * width // shorter)
-        top, left = (round((length - size) / 2) for length in img.shape[:2])  # odd margins: as torchvision does
+        img = resize_pil(img, self.shorter_side * height // shorter, self.shorter_side * width // shorter)
+        top, left = (round((length - size) / 2) for length in img.shape[:2])  # rounded as in torchvision
         return img[top : top + size, left : left + size]
 
 
-class RandAugment(A.ImageOnlyTransform):
-    """RandAugment with the operations and magnitudes of timm's `rand-m9-mstd0.5-inc1`, which Swin was trained with.
+class RandAugment(A.ImageOnlyTransform):  # type: ignore[misc,unused-ignore]
+    """RandAugment with the operations and magnitudes of timm's `rand-m9-mstd0.5-inc1`, the policy of Swin's training.
 
     Args:
         magnitude: Mean magnitude of an operation, from 0 to 10.
         magnitude_std: Standard deviation of the magnitude.
-        num_layers: Operations drawn for an image, with replacement.
+        num_layers: Number of operations per image, drawn with replacement.
         op_probability: Probability that a drawn operation is applied.
-        fill: RGB of the pixels that come into view.
+        fill: RGB colour of uncovered pixels.
 
     Source: Cubuk et al., arXiv:1909.13719; huggingface/pytorch-image-models, timm/data/auto_augment.py.
     """
@@ -204,31 +221,31 @@ class RandAugment(A.ImageOnlyTransform):
 
     @classmethod
     def from_name(cls, name: str, fill: Fill = (124, 116, 104)) -> "RandAugment":
-        """Read timm's notation: `rand-m9-mstd0.5-inc1`; as there, `m10`, `mstd0`, `n2` and `p0.5` where not written.
+        """Parse timm's notation, such as `rand-m9-mstd0.5-inc1`; timm's defaults are `m10`, `mstd0`, `n2` and `p0.5`.
 
         Raises:
-            ValueError: For another policy, an unknown part, or without `inc1`.
+            UserError: If the policy or a part of it is unknown, or `inc1` is missing.
         """
         policy, *parts = name.split("-")
         keys = {"mstd": "magnitude_std", "m": "magnitude", "n": "num_layers", "p": "op_probability"}
-        known: dict[str, Any] = {"magnitude": 10.0, "magnitude_std": 0.0}
+        arguments: dict[str, Any] = {"magnitude": 10.0, "magnitude_std": 0.0}
         try:
             if policy != "rand" or "inc1" not in parts:
                 raise ValueError
             for part in parts:
                 if part != "inc1":
                     prefix = part.rstrip("0123456789.")
-                    known[keys[prefix]] = (int if prefix == "n" else float)(part[len(prefix) :])
+                    arguments[keys[prefix]] = (int if prefix == "n" else float)(part[len(prefix) :])
         except (KeyError, ValueError):
             raise UserError(
-                f"rand_augment {name!r} is not known; write it like 'rand-m9-mstd0.5-inc1' "
-                "(m magnitude, mstd its deviation, n layers, p probability, inc1 always)"
+                f"unknown data.rand_augment {name!r}; expected a policy such as 'rand-m9-mstd0.5-inc1' "
+                "(m: magnitude, mstd: its standard deviation, n: layers, p: probability, inc1: required)"
             ) from None
-        return cls(**known, fill=fill)
+        return cls(**arguments, fill=fill)
 
     def get_params(self) -> dict[str, Any]:
         drawn = []
-        for name in self.py_random.choices(list(OPERATIONS), k=self.num_layers):
+        for name in self.py_random.choices(list(RAND_AUGMENT_OPS), k=self.num_layers):
             if self.py_random.random() <= self.op_probability:
                 level = min(max(self.py_random.gauss(self.magnitude, self.magnitude_std), 0.0), 10.0)
                 sign = self.py_random.choice((-1, 1))
@@ -237,5 +254,5 @@ class RandAugment(A.ImageOnlyTransform):
 
     def apply(self, img: Array, drawn: list[tuple[str, int, float]], **_: Any) -> Array:
         for name, sign, level in drawn:
-            img = OPERATIONS[name](img, sign, level, self.fill)
+            img = RAND_AUGMENT_OPS[name](img, sign, level, self.fill)
         return img

@@ -1,4 +1,4 @@
-"""From image files to pixels: of PIL, in part, at a smaller scale, and what is broken."""
+"""Image files to pixels: formats and broken files as in real data sets, partial and scaled decoding of JPEGs."""
 
 import io
 
@@ -7,65 +7,194 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swin_lightning.data.decoding import Box, Encoded, decode
-from swin_lightning.data.transforms import bicubic_by_torch
+from swin_lightning.data.decoding import Box, CorruptImageError, LazyImage
+from swin_lightning.data.transforms import resize_torch
+from tests.support.images import encode
 
 
-def encoded(image, kind, **kwargs):
-    file = io.BytesIO()
-    image.save(file, kind, **kwargs)
-    return file.getvalue()
+def decode(data):
+    return LazyImage(data, "x").pixels()
 
 
-def test_grey_images_become_rgb():
+# forty files: each is decoded to the right pixels or reported with its path
+
+HEIGHT, WIDTH = 48, 64
+RGB = np.zeros((HEIGHT, WIDTH, 3), np.uint8)  # four quadrants: red, green, blue, sand
+RGB[:24, :32], RGB[:24, 32:] = (200, 30, 30), (30, 180, 40)
+RGB[24:, :32], RGB[24:, 32:] = (30, 40, 190), (210, 180, 120)
+GREY = np.repeat(np.array(Image.fromarray(RGB).convert("L"))[..., None], 3, -1)
+PICTURE = Image.fromarray(RGB)
+
+
+def exif(orientation):
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+def stored(orientation):
+    """The picture as a camera in this orientation stores it."""
+    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}.get(orientation)
+    return PICTURE if turn is None else PICTURE.transpose(Image.Transpose(turn))
+
+
+def palette(transparent=None):
+    image = PICTURE.quantize(8)
+    return encode(image, "PNG", **({} if transparent is None else {"transparency": transparent}))
+
+
+def with_alpha(mode):
+    image = PICTURE.convert(mode)
+    image.putalpha(128)
+    return image
+
+
+GREY16 = Image.fromarray(GREY[..., 0].astype(np.uint16) * 257)
+JPEG, PNG = encode(PICTURE, "JPEG", quality=95, subsampling=0), encode(PICTURE, "PNG")
+BIG = encode(Image.fromarray(np.random.default_rng(0).integers(256, size=(80, 80, 3), dtype=np.uint8)), "JPEG")
+
+READABLE = {  # file name -> content, pixels, largest difference
+    "plain.jpg": (JPEG, RGB, 30),
+    "subsampled.jpg": (encode(PICTURE, "JPEG", quality=95), RGB, 90),
+    "progressive.jpg": (encode(PICTURE, "JPEG", quality=95, progressive=True, subsampling=0), RGB, 30),
+    "grey.jpg": (encode(PICTURE.convert("L"), "JPEG", quality=95), GREY, 30),
+    "cmyk.jpg": (encode(PICTURE.convert("CMYK"), "JPEG", quality=95), RGB, 30),
+    "cmyk.tif": (encode(PICTURE.convert("CMYK"), "TIFF"), RGB, 1),
+    "jpeg_named.png": (JPEG, RGB, 30),
+    "png_named.jpg": (PNG, RGB, 0),
+    "webp_named.jpeg": (encode(PICTURE, "WEBP", lossless=True), RGB, 0),
+    "gif_named.jpg": (encode(PICTURE, "GIF"), RGB, 0),
+    "palette.png": (palette(), RGB, 0),
+    "palette_transparent.png": (palette(0), RGB, 0),
+    "palette_alphas.png": (palette(bytes([0, 100, 200, 255])), RGB, 0),
+    "rgba.png": (encode(with_alpha("RGB"), "PNG"), RGB, 0),
+    "rgba.webp": (encode(with_alpha("RGB"), "WEBP", lossless=True), RGB, 0),
+    "grey_alpha.png": (encode(with_alpha("L"), "PNG"), GREY, 0),
+    "grey.png": (encode(PICTURE.convert("L"), "PNG"), GREY, 0),
+    "grey16.png": (encode(GREY16, "PNG"), GREY, 0),
+    "grey16.tif": (encode(GREY16, "TIFF"), GREY, 0),
+    "grey32.tif": (encode(Image.fromarray(GREY[..., 0].astype(np.int32) * 257), "TIFF"), GREY, 0),
+    "one_bit.png": (encode(Image.fromarray(GREY[..., 0] > 110).convert("1"), "PNG"), (GREY > 110) * np.uint8(255), 0),
+    **{
+        f"orientation{o}.jpg": (encode(stored(o), "JPEG", quality=95, subsampling=0, exif=exif(o)), RGB, 30)
+        for o in (1, 3, 6, 8)
+    },
+    "orientation2.png": (encode(stored(2), "PNG", exif=exif(2)), RGB, 0),
+    "orientation6.webp": (encode(stored(6), "WEBP", lossless=True, exif=exif(6)), RGB, 0),
+    "data_after_the_end.jpg": (JPEG + b"\0" * 500 + JPEG, RGB, 30),
+}
+BROKEN = {
+    "empty.jpg": b"",
+    "only_zeros.jpg": bytes(5000),
+    "html.jpg": b"<html><body>404 not found</body></html>",
+    "half.jpg": BIG[: len(BIG) // 2],
+    "without_end_marker.jpg": BIG[:-2],
+    "header_only.jpg": BIG[:200],
+    "half_then_zeros.jpg": BIG[: len(BIG) // 2] + bytes(len(BIG) // 2),
+    "third.jpg": BIG[: len(BIG) // 3],
+    "half.png": encode(Image.fromarray(np.asarray(PICTURE) // 3 + 7), "PNG")[:120],
+    "damaged.png": PNG[:60] + b"xxxx" + PNG[64:],
+    "half.webp": encode(PICTURE, "WEBP")[:60],
+    "float.tif": encode(Image.fromarray(GREY[..., 0].astype(np.float32)), "TIFF"),
+}
+
+
+def test_there_are_forty_files():
+    assert len(READABLE) + len(BROKEN) == 40
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_file_is_decoded_to_the_right_rgb(tmp_path, name):
+    content, expected, tolerance = READABLE[name]
+    (tmp_path / name).write_bytes(content)
+    for data in (content, tmp_path / name):
+        pixels = np.asarray(LazyImage(data, name))
+        assert pixels.shape == (HEIGHT, WIDTH, 3) and pixels.dtype == np.uint8
+        difference = np.abs(pixels.astype(int) - expected)
+        assert difference.max() <= tolerance
+        assert difference.mean() <= tolerance / 10
+    assert LazyImage(content, name).size() == (HEIGHT, WIDTH)
+    assert np.array_equal(LazyImage(content, name).crop(Box(5, 7, 20, 40), 64), pixels[5:25, 7:47])
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("method", ["pixels", "size", "crop"])
+def test_broken_file_is_an_error_with_its_path(tmp_path, name, method):
+    path = tmp_path / name
+    path.write_bytes(BROKEN[name])
+    image = LazyImage(path, str(path))
+    with pytest.raises(CorruptImageError, match=f"cannot read image {path}: .*; repair or remove the file"):
+        image.crop(Box(0, 0, 8, 8), 224) if method == "crop" else getattr(image, method)()
+
+
+def test_missing_file_is_an_error_with_its_path(tmp_path):
+    with pytest.raises(CorruptImageError, match=f"cannot read image {tmp_path / 'missing.jpg'}"):
+        LazyImage(tmp_path / "missing.jpg", str(tmp_path / "missing.jpg")).pixels()
+
+
+# exact values
+
+
+def test_greyscale_images_become_rgb():
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    assert np.array_equal(decode(encoded(Image.fromarray(grey), "PNG"), "grey"), np.stack([grey] * 3, -1))
+    assert np.array_equal(decode(encode(Image.fromarray(grey))), np.stack([grey] * 3, -1))
 
 
 def test_palette_images_become_rgb():
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 0])
     image.putpixel((1, 0), 1)
-    assert decode(encoded(image, "PNG"), "palette").tolist() == [[[10, 20, 30], [200, 100, 0]]]
+    assert decode(encode(image)).tolist() == [[[10, 20, 30], [200, 100, 0]]]
 
 
-def test_transparency_is_dropped():
-    image = Image.new("RGBA", (1, 1), (10, 20, 30, 128))
-    assert decode(encoded(image, "PNG"), "transparent").tolist() == [[[10, 20, 30]]]
+def test_alpha_channel_is_dropped():
+    assert decode(encode(Image.new("RGBA", (1, 1), (10, 20, 30, 128)))).tolist() == [[[10, 20, 30]]]
 
 
 def test_cmyk_images_become_rgb():
     image = Image.new("CMYK", (8, 8), (255, 0, 0, 0))  # cyan
-    pixels = decode(encoded(image, "JPEG", quality=100), "cmyk")
+    pixels = decode(encode(image, "JPEG", quality=100))
     assert pixels.shape == (8, 8, 3)
     assert pixels[0, 0].tolist() == pytest.approx([0, 255, 255], abs=3)
 
 
 @pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (-1, -1)), (6, (0, -1)), (8, (-1, 0))])
-def test_images_are_turned_upright(orientation, corner):
-    stored = np.zeros((4, 6, 3), np.uint8)
-    stored[0, 0] = 255  # the corner that the camera wrote first
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    pixels = decode(encoded(Image.fromarray(stored), "PNG", exif=exif), "turned")
-    assert pixels.shape == ((4, 6, 3) if orientation in (1, 3) else (6, 4, 3))
-    assert pixels[corner].tolist() == [255, 255, 255]
-    assert pixels.sum() == 3 * 255
+def test_exif_orientation_is_applied(orientation, corner):
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[0, 0] = 255  # the corner that is stored first
+    decoded = decode(encode(Image.fromarray(pixels), exif=exif(orientation)))
+    assert decoded.shape == ((4, 6, 3) if orientation in (1, 3) else (6, 4, 3))
+    assert decoded[corner].tolist() == [255, 255, 255]
+    assert decoded.sum() == 3 * 255
 
 
-# JPEGs in part
+# partial decoding of JPEGs
 
 
 def photograph(height=151, width=203):
-    """Smooth shapes with some grain, which a JPEG keeps well."""
+    """Smooth shapes with some grain, which JPEG compression preserves well."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(256, size=(8, 10, 3), dtype=np.uint8)
     grain = rng.normal(0, 4, (height, width, 1))
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    return np.clip(smooth + grain, 0, 255).astype(np.uint8)
+    return Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8))
 
 
-KINDS = [
+@pytest.fixture
+def decoded(monkeypatch):
+    """Shapes of the images that OpenCV decodes."""
+    shapes, imdecode = [], cv2.imdecode
+
+    def record(*args):
+        image = imdecode(*args)
+        shapes.append(image.shape)
+        return image
+
+    monkeypatch.setattr(cv2, "imdecode", record)
+    return shapes
+
+
+VARIANTS = [
     {"subsampling": 0},
     {"subsampling": 1},
     {"subsampling": 2},
@@ -75,59 +204,53 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("grey", [False, True])
-def test_a_jpeg_is_pils_pixels_whole_and_in_part(kind, grey, capfd):
-    image = Image.fromarray(photograph()).convert("L" if grey else "RGB")
-    data = encoded(image, "JPEG", **kind)
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_full_and_partial_jpegs_have_the_pixels_of_pil(options, mode, capfd):
+    data = encode(photograph().convert(mode), "JPEG", **options)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    assert Encoded(data, "x").size() == (151, 203)
-    assert np.array_equal(decode(data, "x"), expected)
+    assert LazyImage(data, "x").size() == (151, 203)
+    assert np.array_equal(decode(data), expected)
     for box in (Box(0, 0, 40, 203), Box(17, 30, 83, 100), Box(100, 3, 51, 60), Box(5, 0, 1, 1), Box(0, 0, 151, 203)):
-        assert np.array_equal(Encoded(data, "x").crop(box, 224), box.of(expected)), box
-    assert capfd.readouterr().err == ""  # libjpeg would warn of data that it had not expected
+        assert np.array_equal(LazyImage(data, "x").crop(box, 224), box.crop(expected)), box
+    assert capfd.readouterr().err == ""  # libjpeg would warn about unexpected data
 
 
-def test_only_the_rows_of_a_crop_are_decoded(monkeypatch):
-    rows, imdecode = [], cv2.imdecode
-    monkeypatch.setattr(cv2, "imdecode", lambda *a: rows.append(imdecode(*a)) or rows[-1])
-    Encoded(encoded(Image.fromarray(photograph()), "JPEG"), "x").crop(Box(10, 10, 20, 30), 224)
-    assert [r.shape[0] for r in rows] == [10 + 20 + 16]
+def test_rows_below_a_crop_are_not_decoded(decoded):
+    LazyImage(encode(photograph(), "JPEG"), "x").crop(Box(10, 10, 20, 30), 224)
+    assert [shape[0] for shape in decoded] == [10 + 20 + 16]
 
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("height", [151, 160, 161])
-def test_no_image_is_decoded_twice(subsampling, height, monkeypatch):
-    data = encoded(Image.fromarray(photograph(height)), "JPEG", subsampling=subsampling)
-    expected, tries, imdecode = decode(data, "x"), [], cv2.imdecode
-    monkeypatch.setattr(cv2, "imdecode", lambda *a: tries.append(a) or imdecode(*a))
+def test_every_crop_is_decoded_once(subsampling, height, decoded):
+    data = encode(photograph(height, 40), "JPEG", subsampling=subsampling)
+    expected = decode(data)
+    decoded.clear()
     for bottom in range(1, height + 1):
-        assert np.array_equal(Encoded(data, "x").crop(Box(0, 0, bottom, 50), 224), expected[:bottom, :50])
-    assert len(tries) == height
+        assert np.array_equal(LazyImage(data, "x").crop(Box(0, 0, bottom, 30), 224), expected[:bottom, :30])
+    assert len(decoded) == height
 
 
-@pytest.mark.parametrize(("side", "scale"), [(511, 1), (512, 2), (1023, 2), (1024, 4), (2048, 8)])
-def test_large_crops_are_decoded_at_the_scale_that_leaves_twice_the_target(side, scale):
-    data = encoded(Image.fromarray(photograph(side, side)), "JPEG")
-    pixels = Encoded(data, "x").crop(Box(0, 0, side, side), 128)
+@pytest.mark.parametrize(("side", "scale"), [(127, 1), (128, 2), (255, 2), (256, 4), (512, 8)])
+def test_large_crops_are_decoded_at_a_scale_that_leaves_twice_the_target(side, scale):
+    pixels = LazyImage(encode(photograph(side, side), "JPEG"), "x").crop(Box(0, 0, side, side), 32)
     assert pixels.shape == (side // scale, side // scale, 3)
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
-def test_a_smaller_scale_changes_little(scale):
-    data = encoded(Image.fromarray(photograph(600, 700)), "JPEG", quality=90)
+def test_reduced_scale_changes_resized_pixels_little(scale):
+    data = encode(photograph(600, 700), "JPEG", quality=90)
     box = Box(64, 32, 512, 512)
     target = 256 // scale
-    part = bicubic_by_torch(Encoded(data, "x").crop(box, target), target)
-    whole = bicubic_by_torch(box.of(decode(data, "x")), target)
-    assert np.abs(part.astype(int) - whole).mean() < 1.5
+    part = resize_torch(LazyImage(data, "x").crop(box, target), target)
+    full = resize_torch(box.crop(decode(data)), target)
+    assert np.abs(part.astype(int) - full).mean() < 1.5
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_a_turned_jpeg_is_cropped_upright(orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encoded(Image.fromarray(photograph()), "JPEG", exif=exif)
-    upright = decode(data, "x")
-    assert Encoded(data, "x").size() == upright.shape[:2] == ((151, 203) if orientation == 3 else (203, 151))
-    assert np.array_equal(Encoded(data, "x").crop(Box(20, 30, 50, 40), 224), upright[20:70, 30:70])
+def test_box_of_a_rotated_jpeg_is_in_upright_pixels(orientation):
+    data = encode(photograph(), "JPEG", exif=exif(orientation))
+    upright = decode(data)
+    assert LazyImage(data, "x").size() == upright.shape[:2] == ((151, 203) if orientation == 3 else (203, 151))
+    assert np.array_equal(LazyImage(data, "x").crop(Box(20, 30, 50, 40), 224), upright[20:70, 30:70])

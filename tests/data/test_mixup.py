@@ -1,19 +1,16 @@
 """Mixup, CutMix and random erasing."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
-from swin_lightning.data import ImageDataModule
 from swin_lightning.data.mixup import MixupCutmix, random_erasing
 
 TARGETS = torch.tensor([0, 1, 2, 3])
 
 
 def constant_images(size=(8, 10)):
-    """Image b is b everywhere, so that a mixed pixel tells where it came from."""
+    """Image b has the value b, so that a pixel shows which image it is from."""
     return torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, *size).clone()
 
 
@@ -23,7 +20,7 @@ def mix(seed, images=None, **mixing):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_mixup_is_the_weighted_mean_of_images_and_of_labels(seed):
+def test_mixup_averages_images_and_labels_with_the_same_weight(seed):
     images = torch.randn(4, 3, 8, 10)
     mixed, targets = mix(seed, images, mixup=0.8)
     ratio = targets[0, 0].item()
@@ -37,15 +34,15 @@ def test_mixup_is_the_weighted_mean_of_images_and_of_labels(seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_cutmix_pastes_one_box_and_labels_follow_its_area(seed):
+def test_cutmix_pastes_one_box_and_weights_labels_by_its_area(seed):
     images = constant_images()
     mixed, targets = mix(seed, images, cutmix=1.0)
-    pasted = mixed != images  # all images differ from their partners
+    pasted = mixed != images  # every image differs from its partner
     rows, columns = pasted[0, 0].any(1).nonzero(), pasted[0, 0].any(0).nonzero()
     box = torch.zeros(8, 10, dtype=torch.bool)
     if len(rows):
         box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
-    assert (pasted == box).all()  # a rectangle, the same in all images and channels
+    assert (pasted == box).all()  # the same rectangle in all images and channels
     assert torch.equal(mixed, torch.where(box, images.flip(0), images))
     share = box.float().mean().item()
     expected = torch.zeros(4, 5)
@@ -55,17 +52,17 @@ def test_cutmix_pastes_one_box_and_labels_follow_its_area(seed):
     torch.testing.assert_close(targets, expected)
 
 
-def test_cutmix_leaves_the_images_it_was_given():
+def test_cutmix_does_not_modify_its_input():
     images = constant_images()
     mix(0, images, cutmix=1.0)
     assert torch.equal(images, constant_images())
 
 
-def test_the_ratio_of_mixup_follows_its_beta_distribution():
+def test_mixup_ratio_has_a_beta_distribution():
     for alpha in (0.2, 1.0):
         ratios = np.array([mix(seed, mixup=alpha)[1][0, 0].item() for seed in range(400)])
         assert ratios.mean() == pytest.approx(0.5, abs=0.1)
-        # Beta(a, a) has the variance 1 / (4 (2a + 1))
+        # variance of Beta(a, a): 1 / (4 (2a + 1))
         assert ratios.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.2)
 
 
@@ -82,29 +79,29 @@ def test_mixed_targets_sum_to_one():
 
 
 @pytest.mark.parametrize(("switch", "share"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])
-def test_switch_is_the_share_of_cutmix(switch, share):
+def test_switch_is_the_probability_of_cutmix(switch, share):
     cuts = [is_cut(seed, mixup=1.0, cutmix=1.0, switch=switch) for seed in range(300)]
     assert np.mean(cuts) == pytest.approx(share, abs=0.08 if 0 < share < 1 else 0)
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
-def test_probability_is_the_share_of_mixed_batches(probability):
+def test_probability_is_the_probability_of_mixing(probability):
     results = [mix(seed, mixup=1.0, probability=probability) for seed in range(300)]
     mixed = [targets.ndim == 2 for _, targets in results]
     assert np.mean(mixed) == pytest.approx(probability, abs=0.08 if 0 < probability < 1 else 0)
     for (images, targets), changed in zip(results, mixed, strict=True):
-        if not changed:  # indices, for which the loss is another
+        if not changed:  # targets are still class indices
             assert torch.equal(targets, TARGETS)
             assert torch.equal(images, constant_images())
 
 
-def test_without_alphas_nothing_is_mixed():
+def test_nothing_is_mixed_by_default():
     images, targets = mix(0)
     assert torch.equal(images, constant_images())
     assert targets is TARGETS
 
 
-def test_mixing_follows_its_generator():
+def test_mixing_is_a_function_of_the_generator():
     assert torch.equal(mix(3, mixup=0.8, cutmix=1.0)[0], mix(3, mixup=0.8, cutmix=1.0)[0])
     assert not torch.equal(mix(3, mixup=0.8)[0], mix(4, mixup=0.8)[0])
 
@@ -113,66 +110,47 @@ def test_mixing_follows_its_generator():
 
 
 def erased(probability, n=64, side=32, seed=0):
-    images = torch.full((n, 3, side, side), 9.0)  # far from the noise
+    images = torch.full((n, 3, side, side), 9.0)  # far outside of the noise
     out = random_erasing(images, probability, np.random.default_rng(seed))
     assert (images == 9).all()
     return out, out != 9
 
 
-def test_probability_zero_erases_nothing_and_one_every_image():
+def test_erasing_probability_0_erases_no_image_and_1_every_image():
     assert not erased(0.0)[1].any()
     assert erased(1.0)[1].flatten(1).any(1).all()
 
 
-def test_about_a_quarter_of_the_images_is_erased_at_a_quarter():
+def test_erasing_probability_is_the_share_of_erased_images():
     assert erased(0.25, n=800, side=8)[1].flatten(1).any(1).float().mean().item() == pytest.approx(0.25, abs=0.06)
 
 
-def test_each_image_loses_one_box_of_2_to_33_percent_of_its_area():
-    _, gone = erased(1.0, n=200)
+def test_erased_boxes_have_2_to_33_percent_of_the_area():
+    _, changed = erased(1.0, n=200)
     shares, aspects = [], []
-    for image in gone:
+    for image in changed:
         rows, columns = image[0].any(1).nonzero(), image[0].any(0).nonzero()
         (y0, y1), (x0, x1) = ((int(edge.min()), int(edge.max()) + 1) for edge in (rows, columns))
         assert image[:, y0:y1, x0:x1].all()  # in all channels
         assert image.sum() == 3 * (y1 - y0) * (x1 - x0)
         shares.append((y1 - y0) * (x1 - x0) / 32**2)
         aspects.append((y1 - y0) / (x1 - x0))
-    # sides are rounded to pixels
+    # side lengths are rounded to pixels
     assert 0.01 < min(shares) < 0.06
     assert 0.28 < max(shares) < 0.36
     assert 0.2 < min(aspects) < 0.4
     assert 2.5 < max(aspects) < 5
-    assert len(set(shares)) > 50  # each image has its own
+    assert len(set(shares)) > 50  # a separate box per image
 
 
-def test_the_erased_pixels_are_normal_noise_of_their_own():
-    out, gone = erased(1.0, n=200)
-    noise = out[gone]
+def test_erased_pixels_are_gaussian_noise():
+    out, changed = erased(1.0, n=200)
+    noise = out[changed]
     assert noise.mean().item() == pytest.approx(0, abs=0.02)
     assert noise.std().item() == pytest.approx(1, abs=0.02)
     assert len(noise.unique()) > 0.9 * len(noise)
 
 
-def test_random_erasing_follows_its_generator():
+def test_random_erasing_is_a_function_of_the_generator():
     assert torch.equal(erased(0.5)[0], erased(0.5)[0])
     assert not torch.equal(erased(0.5)[0], erased(0.5, seed=1)[0])
-
-
-def test_images_are_erased_before_they_are_mixed():
-    data = ImageDataModule(random_erasing=1.0, mixup=0.8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    data.class_names = ["cat", "dog"]
-    progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=1)))
-    data.trainer = SimpleNamespace(
-        training=True,
-        current_epoch=0,
-        global_rank=0,
-        fit_loop=SimpleNamespace(epoch_loop=progress),
-        precision_plugin=SimpleNamespace(convert_input=lambda images: images),
-    )
-    black = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
-    batch = {"image": black, "target": torch.arange(4) % 2, "index": torch.arange(4)}
-    gone = data.on_after_batch_transfer(batch, 0)["image"].ne(0)
-    assert gone.flatten(1).any(1).all() and not gone.all()
-    # an image and the one that it is mixed with show the boxes of both
-    assert torch.equal(gone, gone.flip(0))

@@ -1,57 +1,192 @@
-"""The same pixels whatever happens: loader processes, how they start, ranks."""
+"""Order and randomness of samples: independent of workers, start method and ranks; unreadable images."""
 
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
 
 from swin_lightning.data import ImageFolder
-from swin_lightning.data.sampling import ResumableSampler
+from swin_lightning.data.readers import ArrayReader, FileReader
+from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, ResumableSampler
+from swin_lightning.data.transforms import eval_transform, train_transform
+from swin_lightning.errors import UserError
+from tests.support.images import write_image, write_photographs
 
 OPTIONS = {"image_size": 32, "batch_size": 8, "rand_augment": "rand-m9-mstd0.5-inc1", "rotate": 5.0}
 
+# the sampler
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 5, 12, 13])
+def test_evaluation_yields_every_sample_once_and_marks_padding(size, world_size):
+    ranks = [list(ResumableSampler(size, 4, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert len({len(keys) for keys in ranks}) == 1  # collective operations need equal numbers of steps
+    indices = [index for keys in ranks for _, index in keys]
+    assert sorted(index for index in indices if index >= 0) == list(range(size))
+    assert sum(index < 0 for index in indices) == -size % world_size
+
+
+def test_training_order_is_a_function_of_seed_and_epoch():
+    orders = {}
+    for seed in (0, 1):
+        sampler = ResumableSampler(50, 10, seed, training=True)
+        for epoch in (0, 1):
+            sampler.set_epoch(epoch)
+            keys = list(sampler)
+            assert {key[0] for key in keys} == {epoch}
+            orders[seed, epoch] = tuple(index for _, index in keys)
+            assert list(sampler) == keys
+    assert all(sorted(order) == list(range(50)) for order in orders.values())
+    assert len(set(orders.values())) == 4
+
+
+@pytest.mark.parametrize("size", [48, 53])
+def test_global_batch_has_the_same_samples_on_one_and_two_ranks(size):
+    one = [index for _, index in ResumableSampler(size, 8, training=True)]
+    two = [[index for _, index in ResumableSampler(size, 4, training=True, rank=r, world_size=2)] for r in (0, 1)]
+    assert len(one) == size // 8 * 8  # the incomplete last batch is dropped
+    assert len(two[0]) == len(two[1]) == len(one) // 2
+    for b in range(size // 8):
+        assert {*two[0][4 * b : 4 * b + 4], *two[1][4 * b : 4 * b + 4]} == set(one[8 * b : 8 * b + 8])
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_start_batch_applies_to_one_epoch(world_size):
+    sampler = ResumableSampler(40, 4, training=True, rank=world_size - 1, world_size=world_size)
+    full = list(sampler)
+    sampler.start_batch = 2
+    assert list(sampler) == full[8:]
+    assert list(sampler) == full
+
+
+def test_lazy_loader_reads_nothing_before_the_first_batch():
+    reads = []
+
+    class Recording(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            reads.append(index)
+            return index
+
+    batches = iter(LazyDataLoader(Recording(), 2))
+    assert reads == []
+    assert next(batches).tolist() == [0, 1]
+
+
+# the data set
+
+
+def test_padding_samples_have_no_label():
+    reader = ArrayReader(np.zeros((3, 4, 4, 3), np.uint8), np.array([5, 6, 7]))
+    dataset = ImageDataset(reader, eval_transform(4, "squash"))
+    assert [dataset[0, index]["target"] for index in (0, 2, ~0, ~2)] == [5, 7, -1, -1]
+    assert [dataset[0, index]["index"] for index in (0, 2, ~0, ~2)] == [0, 2, 0, 2]
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index():
+    images = np.random.default_rng(0).integers(256, size=(2, 40, 40, 3), dtype=np.uint8)
+    reader = ArrayReader(images, np.array([0, 1]))
+    transform = train_transform(32, rotate=10.0, rand_augment="rand-m9-mstd0.5-inc1")
+    pixels = {}
+    for seed in (0, 1):
+        dataset = ImageDataset(reader, transform, seed)
+        for epoch in (0, 1):
+            for index in (0, 1):
+                pixels[seed, epoch, index] = dataset[epoch, index]["image"].numpy().tobytes()
+                assert dataset[epoch, index]["image"].numpy().tobytes() == pixels[seed, epoch, index]
+    assert len(set(pixels.values())) == len(pixels)
+    assert dataset[0]["image"].numpy().tobytes() == pixels[1, 0, 0]  # an index alone is of epoch 0
+
 
 @pytest.fixture
-def photographs(tmp_path):
-    """Forty JPEGs in two classes."""
-    rng = np.random.default_rng(0)
-    for i in range(40):
-        path = tmp_path / "set" / "train" / ("cat", "dog")[i % 2] / f"{i}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        small = Image.fromarray(rng.integers(256, size=(6, 8, 3), dtype=np.uint8))
-        small.resize((80, 60), Image.Resampling.BICUBIC).save(path)
-    return str(tmp_path / "set")
+def corrupt(tmp_path):
+    """Reader of five images, of which 1, 2 and 4 are corrupt; image i has grey value 10 * i and label i."""
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for i, path in enumerate(paths):
+        write_image(path, 10 * i)
+    for i in (1, 2, 4):
+        paths[i].write_bytes(b"")
+    return FileReader(paths, list(range(5)))
 
 
-def hashes(path, num_workers, context=None, epoch=1, rank=0, world_size=1):
-    """One hash a batch, and one an image."""
+def summary(dataset):
+    return [
+        (int(item["image"].float().mean()), item["target"], item["index"], item["bad_index"])
+        for item in (dataset[0, i] for i in range(len(dataset)))
+    ]
+
+
+def test_training_replaces_a_corrupt_image_by_the_next_readable_one(corrupt):
+    dataset = ImageDataset(corrupt, eval_transform(4), on_bad_image="skip", training=True)
+    assert summary(dataset) == [(0, 0, 0, -1), (30, 3, 3, 1), (30, 3, 3, 2), (30, 3, 3, -1), (0, 0, 0, 4)]
+
+
+def test_evaluation_excludes_corrupt_images(corrupt):
+    dataset = ImageDataset(corrupt, eval_transform(4), on_bad_image="skip")
+    assert summary(dataset) == [(0, 0, 0, -1), (0, -1, -1, 1), (0, -1, -1, 2), (30, 3, 3, -1), (0, -1, -1, 4)]
+
+
+def test_corrupt_images_are_errors_by_default(corrupt):
+    with pytest.raises(UserError, match=r"cannot read image .*1\.png"):
+        ImageDataset(corrupt, eval_transform(4))[0, 1]
+    for path in corrupt.paths:
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot read .*3\.png nor the images after it \(5 tried\)"):
+        ImageDataset(corrupt, eval_transform(4), on_bad_image="skip", training=True)[0, 3]
+
+
+# loaders of a data module
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A data set of forty JPEGs in two classes."""
+    return str(write_photographs(tmp_path_factory.mktemp("photographs")))
+
+
+def hashes(path, num_workers, start_method=None, epoch=1, rank=0, world_size=1):
+    """One hash per batch, and one per image."""
     data = ImageFolder(path, num_workers=num_workers, **OPTIONS)
+    data.trainer = SimpleNamespace(
+        global_rank=rank,
+        world_size=world_size,
+        accumulate_grad_batches=1,
+        current_epoch=epoch,
+        fit_loop=SimpleNamespace(restarting=False),
+    )
     data.sources["train"] = data.load("train")
-    sampler = ResumableSampler(40, 8 // world_size, 0, True, rank, world_size)
-    sampler.set_epoch(epoch)
-    loader = data._loader("train", sampler)
-    if context:
-        loader.multiprocessing_context = context
+    loader = data.train_dataloader()
+    if start_method:
+        loader.multiprocessing_context = start_method
     batches = [(batch["image"].numpy(), batch["target"].numpy()) for batch in loader]
     digest = [hashlib.sha256(images.tobytes() + targets.tobytes()).hexdigest() for images, targets in batches]
     return digest, [hashlib.sha256(image.tobytes()).hexdigest() for images, _ in batches for image in images]
 
 
-def test_any_number_of_forked_processes_gives_the_same_batches(photographs):
-    expected, images = hashes(photographs, 0)
-    assert len(set(expected)) == 5 and len(set(images)) == 40
+@pytest.fixture(scope="module")
+def expected(photographs):
+    """Hashes without workers."""
+    return hashes(photographs, 0)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+def test_batches_are_the_same_for_any_number_of_forked_workers(photographs, expected):
+    assert len(set(expected[0])) == 5 and len(set(expected[1])) == 40
     for num_workers in (1, 2, 4):
-        assert hashes(photographs, num_workers, "fork")[0] == expected, num_workers
-    assert hashes(photographs, 0, epoch=2)[0] != expected
+        assert hashes(photographs, num_workers, "fork")[0] == expected[0], num_workers
+    assert hashes(photographs, 0, epoch=2)[0] != expected[0]
 
 
-def test_spawned_processes_give_the_same_batches(photographs):
-    assert hashes(photographs, 2, "spawn")[0] == hashes(photographs, 0)[0]
+def test_batches_are_the_same_in_spawned_workers(photographs, expected):
+    assert hashes(photographs, 1, "spawn")[0] == expected[0]
 
 
-def test_two_ranks_see_the_images_of_one(photographs):
-    _, one = hashes(photographs, 0)
-    ranks = [hashes(photographs, 1, rank=rank, world_size=2)[1] for rank in (0, 1)]
+def test_two_ranks_see_the_images_of_one(photographs, expected):
+    ranks = [hashes(photographs, 0, rank=rank, world_size=2)[1] for rank in (0, 1)]
     for b in range(5):
-        assert {*ranks[0][4 * b : 4 * b + 4], *ranks[1][4 * b : 4 * b + 4]} == set(one[8 * b : 8 * b + 8])
+        assert {*ranks[0][4 * b : 4 * b + 4], *ranks[1][4 * b : 4 * b + 4]} == set(expected[1][8 * b : 8 * b + 8])

@@ -1,7 +1,7 @@
-"""A web server on the loopback address, with a hub of data sets: ranges, lists of folders, and faults on demand.
+"""A web server on the loopback interface that can stand in for the Hugging Face Hub: ranges, folder lists, faults.
 
-It answers what `datasets` and `huggingface_hub` ask the Hugging Face hub for when a data set is loaded by its name; it
-proves the client's side, what the hub does is the hub's. `Server.requests` tells what was asked.
+It answers the requests of `datasets` and `huggingface_hub` when a data set is loaded by its name. It tests the client;
+the behaviour of the real Hub is not covered. `Server.requests` records the requests.
 """
 
 import hashlib
@@ -15,37 +15,43 @@ COMMIT = "c" * 40
 
 
 class Server:
-    """Files by path, to which a test may write at any time. Use as a context manager."""
+    """Serves files by path; a test may change them at any time. Use as a context manager."""
 
     def __init__(self):
         self.files = {}  # path -> content
-        self.faults = {}  # path -> what the next requests for it meet: a status, or bytes until the line is cut
-        self.told = {}  # path -> content of which the hub tells the checksum, where it is not that of the file
+        self.faults = {}  # path -> faults of its next GET requests: ("status", code) or ("disconnect", bytes sent)
+        self.advertised = {}  # path -> content whose checksum the Hub reports, if it is not that of the file
         self.requests = []  # (method, path, range)
 
     def __enter__(self):
         handler = type("Handler", (_Handler,), {"server_state": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.running = True
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         return self
 
     def __exit__(self, *_):
-        self.http.shutdown()
-        self.http.server_close()
+        self.stop()
+
+    def stop(self):
+        if self.running:
+            self.http.shutdown()
+            self.http.server_close()
+        self.running = False
 
     def add(self, folder, prefix):
-        """Offer all files of a folder."""
+        """Serve all files in a folder."""
         for path in folder.rglob("*"):
             if path.is_file():
                 self.files[f"{prefix}/{path.relative_to(folder)}"] = path.read_bytes()
 
-    def downloads(self, ending):
-        """Ranges of the requests for the contents of files whose path ends so; None is the whole file."""
-        return [asked for method, path, asked in self.requests if method == "GET" and path.endswith(ending)]
+    def downloads(self, suffix):
+        """Ranges of all GET requests for files whose path ends with `suffix`; None is the whole file."""
+        return [requested for method, path, requested in self.requests if method == "GET" and path.endswith(suffix)]
 
-    def become_the_hub(self, monkeypatch, cache):
-        """Let `datasets` and `huggingface_hub` take this server for the hub, online, with a cache of its own."""
+    def replace_hub(self, monkeypatch, cache):
+        """Make `datasets` and `huggingface_hub` use this server as the Hub, online, with an empty cache."""
         import datasets
         import huggingface_hub
 
@@ -63,9 +69,9 @@ class Server:
             datasets.config, "HUB_DATASETS_URL", self.url + "/datasets/{repo_id}/resolve/{revision}/{path}"
         )
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache / "datasets")
-        monkeypatch.setattr(datasets.config, "USE_PARQUET_EXPORT", False)  # another host of the hub's
+        monkeypatch.setattr(datasets.config, "USE_PARQUET_EXPORT", False)  # served by another host of the Hub
 
-    # what the hub says of `datasets/owner/name/...`
+    # metadata of `/datasets/<owner>/<name>/<path>`
 
     def describe(self, path):
         size, digest = len(self.files[path]), self.checksum(path)
@@ -73,7 +79,7 @@ class Server:
         return {"type": "file", "path": path.split("/", 4)[4], "size": size, "oid": digest[:40], "lfs": lfs}
 
     def checksum(self, path):
-        return hashlib.sha256(self.told.get(path, self.files[path])).hexdigest()
+        return hashlib.sha256(self.advertised.get(path, self.files[path])).hexdigest()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -84,12 +90,15 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def answer(self, status, content=b"", **headers):
+        self.begin(status, content, headers)
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def begin(self, status, content, headers):
         self.send_response(status)
         for name, value in {"Content-Length": len(content), **headers}.items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
 
     def do_HEAD(self):
         self.respond()
@@ -109,27 +118,26 @@ class _Handler(BaseHTTPRequestHandler):
         if api:
             self.respond_to_api(*api.groups())
         elif resolved:
-            self.respond_with_file(f"/datasets/{resolved[1]}/{resolved[3]}", True)
+            self.respond_with_file(f"/datasets/{resolved[1]}/{resolved[3]}", hub=True)
         elif path.endswith("/"):
-            names = sorted(
-                {file[len(path) :].split("/")[0] for file in self.server_state.files if file.startswith(path)}
-            )
+            files = self.server_state.files
+            names = sorted({file[len(path) :].split("/")[0] for file in files if file.startswith(path)})
             page = "".join(f'<a href="{name}">{name}</a>\n' for name in names).encode()
             self.answer(200 if names else 404, page, Content_Type="text/html")
         else:
-            self.respond_with_file(path, False)
+            self.respond_with_file(path, hub=False)
 
-    def respond_to_api(self, name, question, revision, below):
+    def respond_to_api(self, name, endpoint, revision, subpath):
         state, root = self.server_state, f"/datasets/{name}/"
         paths = sorted(path for path in state.files if path.startswith(root))
         if not paths:
             return self.answer(404, b"{}", X_Error_Code="RepoNotFound")
-        if question == "tree":
-            folder = root + (below or "").strip("/")
+        if endpoint == "tree":
+            folder = root + (subpath or "").strip("/")
             found = [state.describe(path) for path in paths if path.startswith(folder)]
             if not found:
                 return self.answer(404, b"{}", X_Error_Code="EntryNotFound")
-        elif question == "paths-info":
+        elif endpoint == "paths-info":
             found = [state.describe(path) for path in paths if path[len(root) :] in self.form.get("paths", [])]
         else:
             siblings = [{"rfilename": path[len(root) :]} for path in paths]
@@ -143,22 +151,19 @@ class _Handler(BaseHTTPRequestHandler):
         content, headers, status, start, end = state.files[path], {"Accept_Ranges": "bytes"}, 200, 0, None
         if hub:
             headers |= {"X_Repo_Commit": COMMIT, "ETag": f'"{state.checksum(path)}"'}
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if asked:
-            start, end, status = int(asked[1]), int(asked[2] or len(content) - 1) + 1, 206
+        requested = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if requested:
+            start, end, status = int(requested[1]), int(requested[2] or len(content) - 1) + 1, 206
             headers["Content_Range"] = f"bytes {start}-{min(end, len(content)) - 1}/{len(content)}"
         content = content[start:end]
         faults = state.faults.get(path, [])
-        fault = faults.pop(0) if faults and self.command == "GET" else None
-        if isinstance(fault, str):
-            return self.answer(int(fault))
+        fault, value = faults.pop(0) if faults and self.command == "GET" else (None, 0)
         if fault is None:
             return self.answer(status, content, **headers)
-        self.send_response(status)
-        for name, value in {"Content-Length": len(content), **headers}.items():
-            self.send_header(name.replace("_", "-"), str(value))
-        self.end_headers()
-        self.wfile.write(content[:fault])
+        if fault == "status":
+            return self.answer(value)
+        self.begin(status, content, headers)
+        self.wfile.write(content[:value])
         self.wfile.flush()
         self.close_connection = True
         return None
