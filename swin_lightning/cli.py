@@ -27,7 +27,7 @@ from swin_lightning.callbacks import (
     TrainingMonitor,
 )
 from swin_lightning.checkpointing import PerStepSeed
-from swin_lightning.commands import COMMANDS, TRAINER_COMMANDS, load_command
+from swin_lightning.commands import COMMANDS, asks_for_help, check_command, load_command
 from swin_lightning.data import ImageNet
 from swin_lightning.errors import UserError, user_error
 from swin_lightning.loggers import ended_by_sweep, finish_wandb
@@ -260,9 +260,9 @@ def main(args: list[str] | None = None) -> CLI | None:
         if argv and argv[0] in COMMANDS:
             load_command(argv[0])(argv[1:])
             return None
-        if argv and not argv[0].startswith("-") and argv[0] not in TRAINER_COMMANDS:
-            raise UserError(f"unknown command {argv[0]!r}; choose one of {', '.join([*TRAINER_COMMANDS, *COMMANDS])}")
-        if {"-h", "--help"} & set(argv[1:]):
+        if argv and argv[0] not in ("-h", "--help"):
+            check_command(argv[0])
+        if any(map(asks_for_help, argv[1:])):
             from swin_lightning.help import print_help
 
             print_help(argv)
