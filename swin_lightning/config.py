@@ -181,7 +181,7 @@ def instantiate(config: Namespace) -> tuple[Any, Any]:
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
     for name in ("num_classes", "class_names"):
         parser.link_arguments("data", f"model.init_args.{name}", _attribute(name), apply_on="instantiate")
-    built = parser.instantiate_classes(part)
+    built = parser.instantiate(part)
     return built.get("data"), built.model
 
 

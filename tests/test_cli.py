@@ -237,7 +237,7 @@ def metric(name, cls, classes):
         ([metric("f1", "MulticlassF1Score", 4)], "model.metrics.f1: MulticlassF1Score does not fit 10 classes"),
         ([metric("m", "MulticlassConfusionMatrix", 10)], "gives (10, 10); only a scalar"),
         (["--model=nowhere.Mine"], "model: No module named 'nowhere'"),
-        (["-c", "hardware/gpux"], "did you mean hardware/gpus?"),
+        (["-c", "hardware/gpux"], "did you mean hardware/gpu?"),
         (["--lr=1"], "unknown option lr; did you mean model.lr?"),
         (["--model.weights=nowhere.pth"], "'nowhere.pth': no such file"),
         (["--ckpt_path=nowhere.ckpt"], "'nowhere.ckpt': no such file"),

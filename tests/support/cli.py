@@ -30,9 +30,7 @@ def start(*args, log):
     """Start the command line in a forked process, which has all imports already; its output goes to a file."""
 
     def target():
-        file = os.open(log, os.O_WRONLY)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
+        sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115  closed at exit
         sys.argv = ["swin-lightning", *args]
         console()
 
