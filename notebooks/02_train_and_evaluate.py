@@ -17,10 +17,10 @@
 # %% [markdown]
 # # Train and evaluate
 #
-# From a YAML file to a trained model in Python, and then the questions that an accuracy alone leaves open: how did it
-# learn, what does it confuse, where is it surely wrong, and can its probabilities be believed?
+# This notebook trains a model from a YAML file and evaluates it beyond its accuracy: training curves, confusion matrix,
+# most confident errors and calibration.
 #
-# The data are 1,797 scanned digits that come inside scikit-learn, so nothing is downloaded. The experiment trains for
+# The data set is the 1,797 scanned digits included in scikit-learn, so nothing is downloaded. The experiment trains for
 # 40 epochs; 12 are enough here.
 
 # %%
@@ -28,15 +28,20 @@
 import os
 import warnings
 
-warnings.filterwarnings("ignore", message="IProgress not found")  # no progress bars here
-os.environ.setdefault("WANDB_MODE", "disabled")  # this notebook looks at the run's own files
+warnings.filterwarnings("ignore", message="IProgress not found")  # no progress bars in this notebook
+os.environ.setdefault("WANDB_MODE", "disabled")  # this notebook reads the files of the run folder
 
 import torch
 
 from swin_lightning.cli import main
-from swin_lightning.explore.evaluation import evaluate, open_run, pixels, samples
-from swin_lightning.explore.figures import image_sheet
-from swin_lightning.explore.result_figures import calibration_figure, confusion_figure, curves_figure, mistakes_figure
+from swin_lightning.explore.evaluation import evaluate, load_run, load_samples, to_numpy
+from swin_lightning.explore.figures import image_grid
+from swin_lightning.explore.result_figures import (
+    calibration_figure,
+    confusion_figure,
+    curves_figure,
+    predictions_figure,
+)
 from swin_lightning.explore.runs import read_runs
 
 torch.set_num_threads(1)
@@ -44,30 +49,30 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## Train
 #
-# `main` takes the arguments of the command line, reads the same files, and returns what it built. Every run has a
-# folder of its own; all that follows reads from there, so that it works as well for a run of last week.
+# `main` takes the same arguments as the command line and returns the trainer, the model and the run folder. Everything
+# below reads from the run folder, so it works for any earlier run as well.
 
 # %%
-cli = main(["fit", "-c", "../experiments/digits_swin_micro.yaml", "--trainer.max_epochs=12", "--model.warmup_epochs=1"])
-RUN = cli.run_dir  # or the folder of another run
+cli = main(["fit", "-c", "digits_swin_micro", "--trainer.max_epochs=12", "--model.warmup_epochs=1"])
+RUN = cli.run_dir  # or the path of an earlier run
 sorted(path.name for path in RUN.iterdir())
 
 # %% [markdown]
-# ## What it saw
+# ## Input images
 #
-# The test images as the network gets them, before normalisation: 8 x 8 grey pixels, enlarged to 32 x 32.
+# Test images after the evaluation transform, before normalisation: 8 x 8 greyscale pixels, resized to 32 x 32.
 
 # %%
-classifier, data = open_run(RUN)
-images, labels = samples(data, "test", range(16))
-image_sheet(pixels(images), [data.class_names[k] for k in labels])
+model, data = load_run(RUN)
+images, labels = load_samples(data, "test", range(16))
+image_grid(to_numpy(images), [data.class_names[k] for k in labels])
 
 # %% [markdown]
-# ## Learning curves
+# ## Training curves
 #
-# Two things are worth a look: does the validation loss turn up again while the training loss falls (then it memorises),
-# and is the accuracy still rising at the end (then it was stopped early)? The training loss has a floor above zero:
-# label smoothing of 0.1 does not let it reach less.
+# A validation loss that rises while the training loss keeps falling indicates overfitting. An accuracy that still rises
+# at the end indicates that training was too short. With label smoothing of 0.1 the training loss has a lower bound
+# above zero.
 
 # %%
 (log,) = read_runs(RUN)
@@ -77,44 +82,46 @@ curves_figure([log])
 smoothing, K = log.config["model.label_smoothing"], len(data.class_names)
 target = torch.full((K,), smoothing / K)
 target[0] += 1 - smoothing
-print(f"smallest possible training loss: {-(target * target.log()).sum():.3f}")
-print(f"training loss at the end: {log.last('train/loss'):.3f}, validation accuracy: {100 * log.last('val/acc'):.1f} %")
+print(f"lower bound of the training loss: {-(target * target.log()).sum():.3f}")
+print(f"final training loss: {log.last('train/loss'):.3f}, validation accuracy: {100 * log.last('val/acc'):.1f} %")
 
 # %% [markdown]
-# ## Confusion
+# ## Confusion matrix
 #
-# A row is a true class, a column what the model said; off the diagonal are the mistakes.
+# Rows are true classes, columns are predicted classes; off-diagonal entries are errors.
 
 # %%
-result = evaluate(classifier, data)
-print(f"{100 * result.accuracy:.2f} % of {len(result.labels)} test images")
+result = evaluate(model, data)
+print(f"top-1 accuracy on {len(result.labels)} test images: {100 * result.accuracy:.2f} %")
 confusion_figure(result)
 
 # %%
-result.confused().head(5)
+result.confused_pairs().head(5)
 
 # %% [markdown]
-# ## The worst mistakes
+# ## Most confident errors
 #
-# Wrong, and sure of it. These pictures tell more than any number: a label may be wrong, a digit may be cut off, or the
-# model may really not know something.
+# Wrong predictions with the highest probability. Look for wrong labels, cropped digits and patterns that the model has
+# not learned.
 
 # %%
-mistakes_figure(result, data)
+errors = result.errors()[:16]
+images, _ = load_samples(data, "test", result.indices[errors])
+predictions_figure(result, errors, to_numpy(images))
 
 # %% [markdown]
-# ## Can the probabilities be believed?
+# ## Calibration
 #
-# Of all predictions made with a probability of 70 %, 70 % should be right. Above the diagonal a model is more often
-# right than it says. Label smoothing pulls in that direction, and so does stopping early.
+# Of all predictions with a probability of 70 %, 70 % should be correct. Above the diagonal the model is underconfident.
+# Label smoothing has that effect, and so does a short training.
 
 # %%
 calibration_figure(result)
 
 # %%
-table = result.calibration()
-more_often = (table["accuracy"] > table["confidence"]).mul(table["images"]).sum() / table["images"].sum()
-print(f"{100 * more_often:.0f} % of the images are in bins where the model is right more often than it says")
+table = result.calibration_bins()
+underconfident = (table["accuracy"] > table["confidence"]).mul(table["images"]).sum() / table["images"].sum()
+print(f"{100 * underconfident:.0f} % of the images are in bins where the model is underconfident")
 
 # %% [markdown]
-# The same pictures for any run on one page: `swin-lightning report RUN`.
+# `swin-lightning report RUN` writes these figures for any run to one HTML page.

@@ -17,8 +17,8 @@
 # %% [markdown]
 # # Compare runs and sweeps
 #
-# Every run leaves its story in `runs/<experiment>/<time>-<id>/`: the configuration, the logged metrics, and the files
-# of Weights & Biases. Here they become one table, wherever they come from, and from it come curves, a comparison, a CSV
+# Each run folder, `runs/<experiment>/<time>-<id>/`, contains the configuration, the logged metrics and the files of
+# Weights & Biases (W&B). This notebook reads them into one table and creates training curves, a comparison, a CSV file
 # and a row for the table of results.
 
 # %%
@@ -26,15 +26,15 @@
 import os
 import warnings
 
-warnings.filterwarnings("ignore", message="IProgress not found")  # no progress bars here
-os.environ.setdefault("WANDB_MODE", "offline")  # the runs below keep W&B's files, and ask for no account
+warnings.filterwarnings("ignore", message="IProgress not found")  # no progress bars in this notebook
+os.environ.setdefault("WANDB_MODE", "offline")  # the runs below write W&B files without an account
 
 from pathlib import Path
 
 import torch
 
 from swin_lightning.cli import main
-from swin_lightning.explore.figures import detached
+from swin_lightning.explore.figures import detach_from_pyplot
 from swin_lightning.explore.result_figures import curves_figure
 from swin_lightning.explore.runs import all_metrics, markdown_row, read_runs, results
 from swin_lightning.sweep.results import load_sweep
@@ -43,10 +43,11 @@ from swin_lightning.sweep.sweep_figures import importance, metric_over_trials, p
 torch.set_num_threads(1)
 
 # %% [markdown]
-# ## A sweep to look at
+# ## Run a sweep
 #
-# A sweep is a file in the format of W&B that also runs without W&B: its trials are ordinary runs. This one is tiny,
-# three trials of two epochs on the digits. To look into your own, leave this cell out and give the next one its folder.
+# A sweep is defined by a file in the format of W&B, and also runs without W&B. Its trials are ordinary runs. This
+# example has three trials of two epochs on the digits. To inspect your own sweep, skip this cell and set its folder in
+# the next one.
 
 # %%
 Path("runs").mkdir(exist_ok=True)
@@ -73,46 +74,45 @@ main(["sweep", "runs/tiny.yaml", "--local", "--agents=1"])
 
 # %%
 SWEEP = max(Path("runs/sweeps/tiny").iterdir())
-trials = load_sweep(SWEEP)  # or W&B's "team/project/sweep"
+trials = load_sweep(SWEEP)  # or a sweep on the W&B server, "team/project/sweep"
 trials[["number", "state", "seconds", *trials.attrs["parameters"], trials.attrs["metric"]]].round(4)
 
 # %% [markdown]
-# A line is a trial, from its options to its result; then the results in the order of the trials. Which option mattered
-# is asked of a random forest that guesses the result from the options. Three trials are too few to answer; the pictures
-# are here to be filled by a sweep of yours.
+# Parallel coordinates (one line per trial), the metric over the trials, and the importance of each option, estimated
+# with a random forest that predicts the metric from the options. Three trials are too few for a meaningful estimate;
+# use these figures with a sweep of your own.
 
 # %%
-detached(parallel_coordinates(trials))
+detach_from_pyplot(parallel_coordinates(trials))
 
 # %%
-detached(metric_over_trials(trials))
+detach_from_pyplot(metric_over_trials(trials))
 
 # %%
-detached(importance(trials))
+detach_from_pyplot(importance(trials))
 
 # %% [markdown]
-# ## One table
+# ## Metrics of all runs
 #
-# `read_runs` takes a run, an experiment, a sweep, or the whole of `runs/`. A run whose `metrics.csv` is lost is read
-# from its offline W&B files; runs on W&B's server come with `read_wandb("team/project")`, through `wandb.Api`, into the
-# same shape.
+# `read_runs` reads a run, an experiment, a sweep, or all of `runs/`. A run without `metrics.csv` is read from its
+# offline W&B files. `read_wandb("team/project")` reads runs from the W&B server, in the same format.
 
 # %%
 logs = read_runs(SWEEP)
 frame = all_metrics(logs)
 print(f"{frame['run'].nunique()} runs, {len(frame)} logged rows")
-frame.groupby("run")[["train/loss", "val/acc"]].count()  # how often each was logged
+frame.groupby("run")[["train/loss", "val/acc"]].count()  # number of logged values
 
 # %%
 (offline,) = read_runs(*SWEEP.glob(f"runs/*/{Path(logs[0].name).name}/wandb"))
 both = logs[0].metrics.merge(offline.metrics, on=["step", "epoch"], suffixes=("", " of W&B"))
 gap = (both["train/loss"] - both["train/loss of W&B"]).abs().max()
-print(f"{offline.name}, read from W&B's files: largest difference of the loss {gap:.0e}")
+print(f"{offline.name}, read from its W&B files: maximum difference of the loss {gap:.0e}")
 
 # %% [markdown]
-# ## Side by side
+# ## Compare runs
 #
-# The legend names what the sweep has varied, the table whatever differs between the configurations.
+# The legend shows the options of the sweep; the table shows all options that differ between the runs.
 
 # %%
 varied = trials.attrs["parameters"]
@@ -124,17 +124,17 @@ table = results(logs)
 table.round(4)
 
 # %% [markdown]
-# Times are those of training alone. Before a difference is believed, it should be more than a few images, and more than
-# another seed makes:
+# Times exclude validation. A difference is only meaningful if it is more than a few images, and larger than the
+# variation between seeds:
 
 # %%
 first, second = table["best val/acc"].nlargest(2)
-print(f"from second to best: {100 * (first - second):.2f} %, which is {180 * (first - second):.0f} of 180 images")
+print(f"best minus second: {100 * (first - second):.2f} %, or {180 * (first - second):.0f} of 180 images")
 
 # %% [markdown]
 # ## Export
 #
-# All rows as CSV, and the best run as a row of `experiments/README.md`.
+# All metrics as CSV, and the best run as a row for the table in `experiments/README.md`.
 
 # %%
 frame.to_csv("runs/all.csv", index=False)

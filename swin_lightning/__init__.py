@@ -3,13 +3,13 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["SwinClassifier", "__version__"]
+__all__ = ["SwinClassifier", "Task", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     # on first use: `import swin_lightning.models` must need torch alone
-    if name == "SwinClassifier":
-        from swin_lightning.tasks.classification import SwinClassifier
+    if name in ("SwinClassifier", "Task"):
+        import swin_lightning.tasks
 
-        return SwinClassifier
+        return getattr(swin_lightning.tasks, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,8 +8,8 @@ import signal
 import sys
 
 from swin_lightning import __version__
-from swin_lightning.allocator import restart
-from swin_lightning.commands import COMMANDS, find, overview
+from swin_lightning.allocator import reexec_with_allocator
+from swin_lightning.commands import COMMANDS, load_command, overview
 from swin_lightning.errors import UserError
 
 
@@ -21,7 +21,7 @@ def console() -> None:
     elif command == "--version":
         print(f"swin-lightning {__version__}")
     else:
-        restart()
+        reexec_with_allocator()
         try:
             _run(command)
         except UserError as error:
@@ -33,7 +33,7 @@ def console() -> None:
 
 def _run(command: str) -> None:
     if command in COMMANDS:  # without Lightning
-        find(command)(sys.argv[2:])
+        load_command(command)(sys.argv[2:])
         return
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 

@@ -2,10 +2,11 @@
 
 import csv
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from jsonargparse import dict_to_namespace
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.callbacks import RichProgressBar
@@ -14,6 +15,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from swin_lightning.batch import IGNORE_INDEX
 from swin_lightning.run_figures import Prediction, learning_curves, prediction_sheet
+from swin_lightning.runs import RunFolder
 
 
 class EarlyStopping(LightningEarlyStopping):
@@ -29,6 +31,31 @@ class EarlyStopping(LightningEarlyStopping):
     def __init__(self, patience: int = 0, monitor: str = "val/acc", mode: str = "max", min_delta: float = 0.0) -> None:
         super().__init__(monitor=monitor, mode=mode, patience=patience, min_delta=min_delta)
         self.enabled = patience > 0
+
+
+class SaveConfig(Callback):
+    """Writes the configuration into the run folder and sends it to the loggers under the keys of the command line.
+
+    Args:
+        run: The run folder.
+        text: The configuration as YAML.
+    """
+
+    def __init__(self, run: RunFolder, text: str) -> None:
+        self.run, self.text = run, text
+        self._saved = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._saved or not trainer.is_global_zero:
+            return
+        self._saved = True
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        self.run.next_config().write_text(self.text, encoding="utf-8")
+        options = {
+            key.replace(".init_args.", "."): v for key, v in dict_to_namespace(yaml.safe_load(self.text)).items()
+        }
+        for logger in trainer.loggers:
+            logger.log_hyperparams(options)
 
 
 class TrainingMonitor(Callback):
@@ -139,13 +166,13 @@ class PredictionReport(Callback):
     """Pictures of the run and of sample predictions in the run folder; the samples and a confusion matrix to W&B.
 
     Args:
-        folder: Where the pictures go.
+        run: The run folder.
         samples: How many predictions are shown.
         max_classes: Largest number of classes for which there is a confusion matrix.
     """
 
-    def __init__(self, folder: str | Path, samples: int = 32, max_classes: int = 100) -> None:
-        self.folder, self.samples, self.max_classes = Path(folder), samples, max_classes
+    def __init__(self, run: RunFolder, samples: int = 32, max_classes: int = 100) -> None:
+        self.run, self.samples, self.max_classes = run, samples, max_classes
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._names = class_names(pl_module)
@@ -185,24 +212,24 @@ class PredictionReport(Callback):
                 logger.log_predictions(self._predictions)
             if counts is not None and hasattr(logger, "log_confusion"):
                 logger.log_confusion(counts, self._names)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        prediction_sheet(self._predictions, self.folder / "predictions.png")
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        prediction_sheet(self._predictions, self.run.prediction_sheet)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and (self.folder / "metrics.csv").is_file():
-            learning_curves(self.folder)
+        if trainer.is_global_zero and self.run.metrics.is_file():
+            learning_curves(self.run.path)
 
 
 class PredictionWriter(Callback):
     """Writes `predict`'s results as `predictions.csv`: path, class, probability, and the following classes.
 
     Args:
-        folder: Where the file goes.
+        run: The run folder.
         top_k: Classes a row.
     """
 
-    def __init__(self, folder: str | Path, top_k: int = 5) -> None:
-        self.path = Path(folder) / "predictions.csv"
+    def __init__(self, run: RunFolder, top_k: int = 5) -> None:
+        self.path = run.predictions
         self.top_k = top_k
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
 

@@ -1,11 +1,9 @@
-"""The command line of training and evaluation: configuration files, the run folder, checkpoints by name."""
+"""The commands `fit`, `validate`, `test` and `predict`: LightningCLI with run folders and checkpoints by name."""
 
 import logging
 import os
-import re
 import secrets
 import sys
-import time
 import warnings
 from copy import deepcopy
 from pathlib import Path
@@ -14,179 +12,159 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning import Callback, LightningModule, Trainer
-from lightning.fabric.utilities.rank_zero import _get_rank
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from swin_lightning import allocator
+from swin_lightning import allocator, config
 from swin_lightning.callbacks import (
     BestMetric,
     CompileTimeLogger,
-    EarlyStopping,
     EpochSummary,
     PredictionReport,
     PredictionWriter,
     ProgressBar,
+    SaveConfig,
     TrainingMonitor,
 )
-from swin_lightning.checkpointing import EMA, Checkpoint, PerStepSeed
-from swin_lightning.commands import COMMANDS, RUNS, find
-from swin_lightning.config import Parser, flatten
-from swin_lightning.data import ImageDataModule, ImageNet
+from swin_lightning.checkpointing import PerStepSeed
+from swin_lightning.commands import COMMANDS, TRAINER_COMMANDS, load_command
+from swin_lightning.data import ImageNet
 from swin_lightning.errors import UserError, user_error
 from swin_lightning.loggers import ended_by_sweep, finish_wandb
-from swin_lightning.models.flops import compare_to_published
+from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.weights import read_checkpoint
-from swin_lightning.tasks.classification import SwinClassifier
+from swin_lightning.runs import RunFolder, find_checkpoint
 
-RUNS_DIR = "SWIN_LIGHTNING_RUNS"  # where runs go, in place of runs/
-RUN_DIR = "SWIN_LIGHTNING_RUN_DIR"  # tells the ranks that Lightning starts on this machine where the run lives
+RUN_DIR_ENV = "SWIN_LIGHTNING_RUN_DIR"  # the run folder, for the ranks that Lightning starts on this machine
+LINKED = {"num_classes", "class_names"}  # arguments of the model that the data module provides
 
-
-class SaveConfig(SaveConfigCallback):
-    """Keeps the configuration in the run folder and sends it, flattened to the command line's keys, to the loggers."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.already_saved or not trainer.is_global_zero:
-            return
-        self.already_saved = True
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = self.parser.dump(self.config, skip_none=False)
-        earlier = len(list(folder.glob("config*.yaml")))  # a resumed run keeps the first
-        (folder / (f"config-{earlier + 1}.yaml" if earlier else "config.yaml")).write_text(text)
-        flat = {key.replace(".init_args.", "."): value for key, value in flatten(yaml.safe_load(text)).items()}
-        for logger in trainer.loggers:
-            logger.log_hyperparams(flat)
+log = logging.getLogger("swin_lightning")
 
 
 class CLI(LightningCLI):
-    """LightningCLI for SwinClassifier and any `ImageDataModule`."""
+    """LightningCLI for any LightningModule and LightningDataModule.
+
+    Attributes:
+        run: The run folder.
+        trainer, model, datamodule: As in LightningCLI.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        description = f"Train and evaluate. Other commands: {', '.join(COMMANDS)}."
+        base = str(config.installed_experiments() / "base.yaml")
+        super().__init__(
+            save_config_callback=None,  # see instantiate_trainer
+            parser_class=config.Parser,
+            parser_kwargs={
+                "description": description,
+                **{name: {"default_config_files": [base]} for name in self.subcommands()},
+            },
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    @property
+    def run_dir(self) -> Path:
+        """Path of the run folder."""
+        return self.run.path
+
+    # the options are those of config.add_options
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """None of Lightning's."""
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """None of Lightning's."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--experiment", type=str | None, help="Name of the experiment; by default the first file's."
-        )
-        parser.add_argument(
-            "--test_after_fit", type=bool, default=True, help="End `fit` by testing the best checkpoint."
-        )
-        parser.add_lightning_class_args(Checkpoint, "checkpoint")
-        parser.add_lightning_class_args(EMA, "ema")
-        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
-        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
-        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
-        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+        config.add_options(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        argv = list(sys.argv[1:] if args is None else args)
-        self.config = parser.parse_args(argv)
-        config = self.config[self.config.subcommand]
-        config.experiment = config.experiment or _experiment_name(argv)
-        self.run_dir = self._find_run(config)
-
-    def _find_run(self, config: Namespace) -> Path:
-        """Resolve `--ckpt_path last|best` and say where the run lives: a resumed one in its own folder.
-
-        A sweep gives its trials their ids. Where a trial with this id has left a checkpoint, it goes on from there.
-        """
-        experiment = Path(os.environ.get(RUNS_DIR, "runs")) / config.experiment
-        run_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
-        if config.ckpt_path in ("last", "best"):
-            config.ckpt_path = str(_latest_checkpoint(experiment, config.ckpt_path))
-        elif config.ckpt_path is None and self.config.subcommand == "fit":
-            interrupted = sorted(experiment.glob(f"*-{run_id}/checkpoints/last.ckpt"))
-            config.ckpt_path = str(interrupted[-1]) if interrupted else None
-        run_dir = experiment / f"{time.strftime('%Y%m%d-%H%M%S')}-{run_id}"
-        if config.ckpt_path is not None and self.config.subcommand == "fit":
-            folder = Path(config.ckpt_path).resolve().parent
-            if folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file():
-                run_dir = Path(os.path.relpath(folder.parent))
-        if not _get_rank():
-            os.environ[RUN_DIR] = str(run_dir)
-        return Path(os.environ.get(RUN_DIR, run_dir))
-
-    def _parse_ckpt_path(self) -> None:
-        """A checkpoint brings its model's configuration along; say what it overrides."""
-        config = self.config[self.config.subcommand]
-        if config.ckpt_path is None:
-            return
-        self.checkpoint_classes = None
-        hparams = read_checkpoint(config.ckpt_path).get("hyper_parameters")
-        if not isinstance(hparams, dict):
-            raise UserError(
-                f"checkpoint {config.ckpt_path!r} is not a checkpoint of a run; use --model.weights for parameters"
-            )
-        self.checkpoint_classes = hparams.get("num_classes")
-        linked = {"num_classes", "class_names", "_instantiator"}
-        stored = {key: value for key, value in hparams.items() if key not in linked}
-        parsed = self.parser.parse_object({self.config.subcommand: {"model": stored}}, deepcopy(self.config))
-        ours, theirs = flatten(config.model.as_dict()), flatten(parsed[self.config.subcommand].model.as_dict())
-        changed = [f"model.{key}: {ours.get(key)} -> {theirs[key]}" for key in theirs if ours.get(key) != theirs[key]]
-        if changed and not _get_rank():
-            print(f"the checkpoint overrides {', '.join(changed)}; to train otherwise use --model.weights", flush=True)
-        self.config = parsed
+        arguments = config.resolve_experiments(list(args or []))
+        self.config = parser.parse_args(arguments)
+        options = self.config[self.config.subcommand]
+        options.experiment = options.experiment or config.experiment_name(arguments)
+        self.run = self._find_run(options)
+        # LightningCLI would now merge the hyperparameters of the checkpoint, and stumble over linked arguments
+        self.ckpt_path, options.ckpt_path = options.ckpt_path, None
 
     def before_instantiate_classes(self) -> None:
-        self.saved_config = deepcopy(self.config[self.subcommand])  # without this run's folder: it can be run again
-        config = self.config[self.subcommand]
+        options = self.config[self.subcommand]
+        self.checkpoint_classes = None
+        if self.ckpt_path is not None:
+            options.ckpt_path = self.ckpt_path
+            self._use_checkpoint_config()
+            options = self.config[self.subcommand]
+        self.saved_config = self._dump()  # without paths of this run: it can be started again
+        options.weights_only = True  # a checkpoint never runs code
+        if "verbose" in options:
+            options.verbose = False  # one line says the same, see _print_result
         if self.subcommand == "predict":
-            config.trainer.logger = False  # its result is a file
-        loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else []
+            options.trainer.logger = False  # the result is a file
+        loggers = options.trainer.logger if isinstance(options.trainer.logger, list) else []
         for logger in loggers:
             if logger.init_args.get("save_dir", "") is None:
-                logger.init_args.save_dir = str(self.run_dir)
-        config.checkpoint.dirpath = config.checkpoint.dirpath or str(self.run_dir / "checkpoints")
-        config.trainer.default_root_dir = config.trainer.default_root_dir or str(self.run_dir)
+                logger.init_args.save_dir = str(self.run.path)
+        options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.run.checkpoints)
+        options.trainer.default_root_dir = options.trainer.default_root_dir or str(self.run.path)
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        if config["precision"] is None and config["accelerator"] != "cpu" and torch.cuda.is_available():
-            config["precision"] = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else None
-        if (line := allocator.note()) and not _get_rank():
-            logging.getLogger("swin_lightning").info(line)
-        if dry := bool(config.get("fast_dev_run")):  # Lightning would still write a last checkpoint
-            callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
-            config["enable_checkpointing"] = False
-        config["callbacks"] = list(config["callbacks"] or []) + [c for c in callbacks if getattr(c, "enabled", True)]
-        config["callbacks"] += [
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer with its callbacks; precision defaults to bf16-mixed on GPUs that have it."""
+        options = self.config_init[self.subcommand]
+        trainer: dict[str, Any] = {**options.trainer, **kwargs}
+        if trainer["precision"] is None and trainer["accelerator"] != "cpu" and torch.cuda.is_available():
+            trainer["precision"] = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+        if (line := allocator.describe()) and rank_zero_only.rank == 0:
+            log.info(line)
+        if trainer["gradient_clip_val"] and not self.model.automatic_optimization:
+            log.warning(
+                f"trainer.gradient_clip_val {trainer['gradient_clip_val']} has no effect: "
+                f"{type(self.model).__name__} optimizes manually; clip in its training_step"
+            )
+            trainer["gradient_clip_val"] = None
+        own = trainer["callbacks"] or []
+        callbacks = [*(own if isinstance(own, list) else [own])]
+        dry_run = bool(trainer["fast_dev_run"])
+        if dry_run:  # Lightning would still write a last checkpoint
+            trainer["enable_checkpointing"] = False
+        self.checkpoint = options.checkpoint
+        optional = [options.ema, options.early_stopping, *([] if dry_run else [self.checkpoint])]
+        callbacks += [callback for callback in optional if getattr(callback, "enabled", True)]
+        callbacks += [
             PerStepSeed(),
             TrainingMonitor(),
             BestMetric(),
-            PredictionReport(self.run_dir),
-            PredictionWriter(self.run_dir),
+            PredictionReport(self.run),
+            PredictionWriter(self.run),
         ]
-        if self.config[self.subcommand].model.compile:
-            config["callbacks"].append(CompileTimeLogger())
-        if config.get("enable_progress_bar") is not False:
-            config["callbacks"].append(ProgressBar() if sys.stdout.isatty() else EpochSummary())
-            config["enable_progress_bar"] = sys.stdout.isatty()
-        if not dry:
-            config["callbacks"].append(SaveConfig(self._parser(self.subcommand), self.saved_config))
-        return self.trainer_class(**config)
+        if getattr(self.model, "compile_backbone", False):
+            callbacks.append(CompileTimeLogger())
+        if trainer["enable_progress_bar"] is not False:
+            callbacks.append(ProgressBar() if sys.stdout.isatty() else EpochSummary())
+            trainer["enable_progress_bar"] = sys.stdout.isatty()
+        if not dry_run:
+            callbacks.append(SaveConfig(self.run, self.saved_config))
+        return Trainer(**{**trainer, "callbacks": callbacks})
 
     def after_instantiate_classes(self) -> None:
-        expected = getattr(self, "checkpoint_classes", None)
-        if expected is not None and expected != self.model.num_classes:
+        found = self.model.hparams.get("num_classes")
+        if self.checkpoint_classes is not None and self.checkpoint_classes != found:
             raise UserError(
-                f"the checkpoint has {expected} classes and the data has {self.model.num_classes}; "
-                f"use the data it was trained on, or start from its parameters with --model.weights"
+                f"the checkpoint has {self.checkpoint_classes} classes and the data has {found}; "
+                "use the data it was trained on, or start from its parameters with --model.weights"
             )
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        if "weights_only" in kwargs and kwargs["weights_only"] is None:
-            kwargs["weights_only"] = True  # a checkpoint never runs code
-        if "verbose" in kwargs:
-            kwargs["verbose"] = False  # one line says the same, see _print_result
-        return kwargs
 
     def after_fit(self) -> None:
-        if self.config_init.fit.test_after_fit:
-            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-            self.trainer.test(
-                self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False, weights_only=True
-            )
-            self.after_test()
+        if not self.config_init.fit.test_after_fit:
+            return
+        if type(self.model).test_step is LightningModule.test_step:
+            print(f"no test: {type(self.model).__name__} has no test_step", flush=True)
+            return
+        best = self.checkpoint.best_model_path or None
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
+        self.after_test()
 
     def after_validate(self) -> None:
         self._print_result("val")
@@ -194,48 +172,70 @@ class CLI(LightningCLI):
     def after_test(self) -> None:
         self._print_result("test")
 
+    # helpers
+
+    def _find_run(self, options: Namespace) -> RunFolder:
+        """Resolve `--ckpt_path last|best` and find the run folder: that of the checkpoint when a run is resumed.
+
+        The trials of a sweep get their ids from the sweep. If a trial with this id left a checkpoint, it is resumed.
+        """
+        fitting = self.config.subcommand == "fit"
+        run_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+        if options.ckpt_path in ("last", "best"):
+            options.ckpt_path = str(find_checkpoint(options.experiment, options.ckpt_path))
+        elif options.ckpt_path is None and fitting:
+            interrupted = RunFolder.with_id(run_id, experiment=options.experiment)
+            if interrupted is not None and interrupted.last.is_file():
+                options.ckpt_path = str(interrupted.last)
+        run = RunFolder.of_checkpoint(options.ckpt_path) if options.ckpt_path is not None and fitting else None
+        run = run or RunFolder.new(options.experiment, run_id)
+        if rank_zero_only.rank == 0:
+            os.environ[RUN_DIR_ENV] = str(run.path)
+        return RunFolder(Path(os.environ.get(RUN_DIR_ENV, run.path)))
+
+    def _use_checkpoint_config(self) -> None:
+        """Take the model's configuration from the checkpoint, and say what it overrides."""
+        assert self.ckpt_path is not None
+        content = read_checkpoint(self.ckpt_path)
+        if "state_dict" not in content or "global_step" not in content:
+            raise UserError(
+                f"checkpoint {self.ckpt_path!r} is not a checkpoint of a run; use --model.weights to load parameters"
+            )
+        stored = dict(content.get("hyper_parameters") or {})
+        self.checkpoint_classes = stored.get("num_classes")
+        if not stored:  # a LightningModule that does not save its hyperparameters
+            return
+        options = self.config[self.subcommand]
+        class_path = stored.pop("_class_path", options.model.class_path)
+        stored = {key: value for key, value in stored.items() if key not in LINKED and key != "_instantiator"}
+        model = {"class_path": class_path, "init_args": stored}
+        parsed = self.parser.parse_object({self.subcommand: {"model": model}}, deepcopy(self.config))
+        ours = config.flatten({"model": options.model.as_dict()})
+        theirs = config.flatten({"model": parsed[self.subcommand].model.as_dict()})
+        changed = [f"{key}: {ours.get(key)} -> {theirs[key]}" for key in theirs if ours.get(key) != theirs[key]]
+        if changed and rank_zero_only.rank == 0:
+            print(f"the checkpoint overrides {', '.join(changed)}; to change them use --model.weights", flush=True)
+        self.config = parsed
+
+    def _dump(self) -> str:
+        """The configuration as YAML, without links and without the subcommand."""
+        nested = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        return yaml.safe_dump(nested[self.subcommand], sort_keys=False, allow_unicode=True)
+
     def _print_result(self, split: str) -> None:
-        if self.trainer.is_global_zero:
-            values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith(f"{split}/")}
-            print("  ".join(f"{name} {value:.4f}" for name, value in sorted(values.items())))
-            if isinstance(self.datamodule, ImageNet):
-                backbone, name = self.saved_config.model.backbone, self.saved_config.experiment
-                accuracy, protocol = (values[f"{split}/acc"], values[f"{split}/acc5"]), self.datamodule.eval_protocol()
-                if lines := compare_to_published(backbone.class_path, name, *accuracy, protocol):
-                    print(lines)
-            if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-                print(f"run folder: {self.run_dir}", flush=True)
-
-
-class Dry(CLI):
-    """The parser by itself: a configuration is checked, nothing is built, nothing runs."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        self.config = parser.parse_args(list(args or []))
-
-    def _nothing(self, *_: Any) -> None:
-        """In place of what a run would do."""
-
-    before_instantiate_classes = instantiate_classes = after_instantiate_classes = _nothing
-    _parse_ckpt_path = _set_seed = _nothing
-    _run_subcommand = _nothing  # type: ignore[assignment]
-
-
-def start(cli: type[CLI], args: list[str]) -> CLI:
-    """The command line, with the arguments of `swin-lightning`."""
-    return cli(
-        SwinClassifier,
-        ImageDataModule,
-        subclass_mode_data=True,
-        parser_class=Parser,
-        parser_kwargs={
-            "description": f"Train and use Swin Transformers. Also: {', '.join(COMMANDS)}; see --help.",
-            **{name: {"default_config_files": [_base_config()]} for name in CLI.subcommands()},
-        },
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        args=args,
-    )
+        if not self.trainer.is_global_zero:
+            return
+        values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith(f"{split}/")}
+        print("  ".join(f"{name} {value:.4f}" for name, value in sorted(values.items())))
+        if isinstance(self.datamodule, ImageNet) and {f"{split}/acc", f"{split}/acc5"} <= values.keys():
+            options = self.config[self.subcommand]
+            backbone = options.model.init_args.get("backbone")
+            accuracy, protocol = (values[f"{split}/acc"], values[f"{split}/acc5"]), self.datamodule.eval_protocol()
+            lines = compare_to_published(backbone.class_path, options.experiment, *accuracy, protocol)
+            if backbone and lines:
+                print(lines)
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            print(f"run folder: {self.run.path}", flush=True)
 
 
 def main(args: list[str] | None = None) -> CLI | None:
@@ -245,29 +245,36 @@ def main(args: list[str] | None = None) -> CLI | None:
         args: Arguments, for use from Python; those of the process by default.
 
     Returns:
-        The finished command line, with its `trainer`, `model`, `datamodule` and `run_dir`; None for the commands that
-        train nothing themselves.
+        The finished command line with `trainer`, `model`, `datamodule` and `run`; None for commands without a Trainer.
 
     Raises:
         UserError: For a mistake in arguments, files or data, with a message of one line.
     """
     argv = [arg for arg in (sys.argv[1:] if args is None else args) if not arg.startswith("--_wandb")]
     _quiet()
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.append(folder)  # classes in files of the working directory can be named
     try:
         if argv and argv[0] in COMMANDS:
-            return find(argv[0])(argv[1:])
-        if argv and not argv[0].startswith("-") and argv[0] not in RUNS:
-            raise UserError(f"unknown command {argv[0]!r}; choose one of {', '.join([*RUNS, *COMMANDS])}")
-        return start(CLI, argv)
+            load_command(argv[0])(argv[1:])
+            return None
+        if argv and not argv[0].startswith("-") and argv[0] not in TRAINER_COMMANDS:
+            raise UserError(f"unknown command {argv[0]!r}; choose one of {', '.join([*TRAINER_COMMANDS, *COMMANDS])}")
+        if {"-h", "--help"} & set(argv[1:]):
+            from swin_lightning.help import print_help
+
+            print_help(argv)
+            return None
+        return CLI(argv)
     except Exception as error:
+        if isinstance(error, SIGTERMException):
+            if not ended_by_sweep():
+                raise
+            return None
         mistake = user_error(error)
         if mistake is None:
             raise
         raise mistake from error
-    except SIGTERMException:
-        if not ended_by_sweep():
-            raise
-        return None
     finally:
         finish_wandb()
 
@@ -275,45 +282,27 @@ def main(args: list[str] | None = None) -> CLI | None:
 # helpers
 
 
+NOISE = ("💡", "TPU available", "Seed set", "Restoring states", "Loaded model weights", "Found current_model_state")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(NOISE)
+
+
 def _quiet() -> None:
-    """Leave out what Lightning says on every run and no user can act on."""
+    """Drop what Lightning says on every run and no user can act on."""
     for message in (
         ".*LeafSpec.*",
         "The number of training batches .* is smaller than the logging interval",
         "Checkpoint directory .* exists and is not empty",  # that of a resumed run
         "The dirpath has changed",  # a test run has a folder of its own
-        "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler knows where it stands
+        "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler knows the position
+        r"Found \d+ module\(s\) in eval mode at the start of training",  # frozen modules
+        "The .*dataloader.* does not have many workers",  # small data sets are faster without
     ):
         warnings.filterwarnings("ignore", message=message)
-    noise = re.compile("💡|TPU available|Seed set|Restoring states|Loaded model weights|Found current_model_state")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).addFilter(lambda record: not noise.match(record.getMessage()))
-    log = logging.getLogger("swin_lightning")
+        logging.getLogger(name).addFilter(_is_news)
     if not log.handlers:
         log.setLevel(logging.INFO)
         log.addHandler(logging.StreamHandler())
-
-
-def _base_config() -> str:
-    """`experiments/base.yaml` of the checkout, or of the installed package."""
-    package = Path(__file__).parent
-    folder = next(f for f in (package.parent / "experiments", package / "experiments") if (f / "base.yaml").is_file())
-    return str(folder / "base.yaml")
-
-
-def _experiment_name(argv: list[str]) -> str:
-    """The name of the first configuration file, which is the experiment; the others are overlays."""
-    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
-        if flag in ("-c", "--config"):
-            return Path(value).stem
-        if flag.startswith("--config="):
-            return Path(flag.removeprefix("--config=")).stem
-    return "unnamed"
-
-
-def _latest_checkpoint(experiment: Path, name: str) -> Path:
-    """The checkpoint `last` or `best` of the newest run that has one."""
-    found = sorted(experiment.glob(f"*/checkpoints/{name}.ckpt"))
-    if not found:
-        raise UserError(f"--ckpt_path {name}: no run under {experiment} has a checkpoints/{name}.ckpt; give a path")
-    return found[-1]

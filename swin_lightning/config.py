@@ -1,72 +1,266 @@
-"""The parser of configuration files and dotted keys, with errors in one line."""
+"""Configuration: finding experiments, the options of the command line, parsing, and errors in one line.
+
+A configuration has three layers: `experiments/base.yaml`, one experiment with overlays (`-c`), and dotted options of
+the command line. `model` and `data` name a class and its arguments; options and W&B leave out the level `init_args`.
+"""
 
 import difflib
 import inspect
 import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import ActionConfigFile, Namespace, dict_to_namespace
+from jsonargparse.typing import NonNegativeInt
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
+from swin_lightning.callbacks import EarlyStopping
+from swin_lightning.checkpointing import EMA, Checkpoint
 from swin_lightning.data import ImageDataModule
 from swin_lightning.errors import UserError, collapse_whitespace
 from swin_lightning.models import SwinTransformer
+from swin_lightning.tasks import SwinClassifier
+
+PACKAGE = Path(__file__).parent
+START = "start from an experiment: -c digits_swin_micro"
+
+
+# experiments
+
+
+def installed_experiments() -> Path:
+    """The folder `experiments` of the checkout, or of the installed package."""
+    for folder in (PACKAGE.parent / "experiments", PACKAGE / "experiments"):
+        if (folder / "base.yaml").is_file():
+            return folder
+    raise AssertionError(f"no experiments/base.yaml beside or in {PACKAGE}")
+
+
+def find_experiment(name: str) -> Path:
+    """The file that `-c NAME` means: a path, or a name such as `digits_swin_micro` or `hardware/gpu`.
+
+    A name is looked up in the working directory, in its `experiments/`, and in the installed package.
+
+    Raises:
+        UserError: If there is no such file.
+    """
+    given = Path(name).expanduser()
+    if given.is_file():
+        return given
+    folders = (Path(), Path("experiments"), installed_experiments())
+    candidates = [folder / f"{name}{suffix}" for folder in folders for suffix in ("", ".yaml", ".yml")]
+    parts = given.parts  # `experiments/NAME.yaml` also works where there is no checkout
+    if not given.is_absolute() and parts[:1] == ("experiments",) and len(parts) > 1:
+        candidates.append(installed_experiments().joinpath(*parts[1:]))
+    for path in candidates:
+        if path.is_file():
+            return path
+    known = {str(path.relative_to(folder).with_suffix("")) for folder in folders[1:] for path in folder.rglob("*.yaml")}
+    near = difflib.get_close_matches(given.stem if given.suffix else name, sorted(known - {"base"}), n=1)
+    raise UserError(f"-c {name}: no such file or experiment" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def resolve_experiments(arguments: Sequence[str]) -> list[str]:
+    """Replace the names after `-c` and `--config` by paths."""
+    resolved, value_follows = [], False
+    for argument in arguments:
+        flag, equals, name = argument.partition("=")
+        if value_follows:
+            argument = str(find_experiment(argument))
+        elif flag == "--config" and equals:
+            argument = f"--config={find_experiment(name)}"
+        value_follows = argument in ("-c", "--config")
+        resolved.append(argument)
+    return resolved
+
+
+def experiment_name(arguments: Sequence[str]) -> str:
+    """The name of the first configuration file, which is the experiment; later ones are overlays."""
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if flag in ("-c", "--config"):
+            return Path(value).stem
+        if flag.startswith("--config="):
+            return Path(flag.removeprefix("--config=")).stem
+    return "unnamed"
+
+
+# options
 
 
 class Parser(LightningArgumentParser):
-    """Errors in one line, with the nearest valid key."""
+    """Parser with errors in one line that name the nearest valid option. Abbreviated options are refused."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(_short(message, self._known_keys(ex))) from ex
+        if not self.exit_on_error:  # the parser of a class's arguments: the outer one knows the whole key
+            super().error(message, ex)
+        raise UserError(explain(message)) from ex
 
-    def _known_keys(self, ex: Exception | None) -> list[str]:
-        parser = getattr(ex, "subcommand_parser", None) or self
-        keys = [action.dest for action in parser._actions]
-        for action in parser._actions:
-            subparsers = getattr(action, "_name_parser_map", None) or {}
-            keys += [key.dest for sub in subparsers.values() for key in sub._actions]
-        modules = [ImageDataModule, *_subclasses(ImageDataModule)]
-        keys += [f"data.{name}" for module in modules for name in inspect.signature(module).parameters]
-        keys += [f"model.backbone.{name}" for name in inspect.signature(SwinTransformer).parameters]
-        return sorted(set(keys))
+    def add_function_arguments(self, *args: Any, linked_targets: Any = None, **kwargs: Any) -> Any:
+        """Without the link targets of the enclosing class, which jsonargparse 4.53 passes to functions by mistake.
+
+        Else `--model.lr` fails after an experiment has given arguments to a backbone that is a function.
+        """
+        return super().add_function_arguments(*args, **kwargs)
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested configuration -> dotted keys as on the command line."""
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
+def add_options(parser: LightningArgumentParser) -> None:
+    """Add the options that `fit`, `validate`, `test` and `predict` share."""
+    parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help="Seed of the data and the network.")
+    parser.add_argument("--experiment", type=str | None, help="Name of the experiment; by default the first file's.")
+    parser.add_argument(
+        "--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end of `fit`."
+    )
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
+    parser.set_defaults({"model": {"class_path": f"swin_lightning.{SwinClassifier.__name__}"}})
+    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
+    parser.add_lightning_class_args(Checkpoint, "checkpoint")
+    parser.add_lightning_class_args(EMA, "ema")
+    parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+    for name in ("num_classes", "class_names"):
+        # through a function: a data module without the attribute serves any model that does not need it
+        parser.link_arguments("data", f"model.init_args.{name}", _attribute(name), apply_on="instantiate")
+    parser.link_arguments("seed_everything", "data.init_args.seed", int)  # plain, or it cannot be dumped
 
 
-# helpers
+def build_parser() -> Parser:
+    """The parser of `swin-lightning fit`, by itself."""
+    parser = Parser(default_config_files=[str(installed_experiments() / "base.yaml")])
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Experiment or overlay: a path or a name.")
+    add_options(parser)
+    skip: set[str | int] = {"model", "train_dataloaders", "val_dataloaders", "datamodule"}
+    parser.add_method_arguments(Trainer, "fit", skip=skip)
+    return parser
 
 
-def _short(message: str, keys: list[str]) -> str:
-    """A parser's message in one line, with the nearest valid key where one is misspelt."""
+def load(arguments: Sequence[str]) -> Namespace:
+    """Parse and check arguments of `swin-lightning fit`, without the word fit. Nothing is built.
+
+    Raises:
+        UserError: For an unknown option, a value of the wrong type, or a file that does not exist.
+    """
+    return build_parser().parse_args(resolve_experiments(arguments))
+
+
+def load_file(path: str | Path) -> Namespace:
+    """The configuration that a run kept in its `config.yaml`."""
+    return load(["-c", str(path)])
+
+
+def instantiate(config: Namespace) -> tuple[Any, Any]:
+    """Build the data module and the model of a loaded configuration.
+
+    Returns:
+        The LightningDataModule (None if the configuration has none) and the LightningModule.
+    """
+    part = Namespace({key: config[key] for key in ("seed_everything", "data", "model")})
+    parser = Parser()
+    parser.add_argument("--seed_everything", type=NonNegativeInt, default=0)
+    parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
+    for name in ("num_classes", "class_names"):
+        parser.link_arguments("data", f"model.init_args.{name}", _attribute(name), apply_on="instantiate")
+    built = parser.instantiate_classes(part)
+    return built.get("data"), built.model
+
+
+def flatten(tree: dict[str, Any]) -> dict[str, Any]:
+    """Nested configuration -> dotted keys as on the command line, without `init_args`."""
+    return {short_key(key): value for key, value in dict_to_namespace(tree).items()}
+
+
+def short_key(key: str) -> str:
+    """A key as on the command line: `model.init_args.lr` -> `model.lr`."""
+    return key.replace(".init_args.", ".")
+
+
+# errors
+
+
+def explain(message: str) -> str:
+    """A message of jsonargparse in one line, with the nearest valid option if one is misspelt."""
     line = collapse_whitespace(message)
-    prefix = ""
-    while match := re.match(r'Parser key "([\w.]+)": (.*)', line):
-        prefix, line = f"{prefix}{match[1]}.", match[2]
-        if "Errors: - " in line:  # of a type with alternatives: the first is the one that was meant
-            line = line.split("Errors: - ", 1)[1].split(" - Expected a <class 'NoneType'>")[0]
-    prefix = prefix.replace("init_args.", "")
-    unknown = re.search(r"Unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'", line, re.IGNORECASE)
-    if unknown and "required" not in line:
-        key = prefix + (unknown[1] or unknown[2])
-        nearest = difflib.get_close_matches(key.replace("init_args.", ""), keys, n=1, cutoff=0.5)
-        return f"unknown option {key}" + (f"; did you mean {nearest[0]}?" if nearest else "; see --help")
-    if "arguments are required" in line:
-        return line.replace("fit.", "") + "; start from an experiment: -c experiments/digits_swin_micro.yaml"
-    line = re.sub(r"Expected an? (?:<class '(\w+)'>|typing\.)?(.*?)\. Got value: ", r"expected \1\2, got ", line)
-    joint = "" if re.match(r"\w+: ", line) else " "  # an inner parser may have named its part of the key
-    return f"{prefix.rstrip('.')}{':' if joint else '.'}{joint}{line}" if prefix else line
+    keys: list[str] = []
+    # from the outside in: the key, then the first of the alternatives of its type, which is the one that was meant
+    while match := re.search(r'^.*?Parser key "([\w.]+)": ?|^.*?Errors: - |^Problem with given class_path .*?: ', line):
+        keys += [match[1]] if match[1] else []
+        line = line[match.end() :]
+    key = short_key(".".join(keys)).removeprefix("init_args.")
+    key = re.sub(r"^(fit|validate|test|predict)\.?", "", key)
+    line, _, given = line.partition(" Given value type:")
+    line = re.sub(r"^Type .*? expects a function or a callable class: ", "", line)
+    if unknown := re.search(r"unrecognized arguments: --([\w.]+)|option '([\w.]+)' is not accepted", line, re.I):
+        return unknown_option(f"{key}.{unknown[2]}" if unknown[2] and key else unknown[1] or unknown[2])
+    if required := re.search(r"arguments? (?:is|are) required: (?:fit\.)?([\w., ]+)", line):
+        return f"missing {key}.{required[1]}; {START}".replace("missing .", "missing ")
+    alternatives = list(
+        dict.fromkeys(_expected(part) for part in line.split(" - ") if "<class 'NoneType'>" not in part)
+    )
+    line = " or ".join(alternatives)
+    if line.startswith("expected ") and ", got " not in line and (value := re.search(r"Given value: (.*)", given)):
+        nested = re.match(r"NestedArg\(key=.*?, val=(.*)\)", value[1])
+        line += f", got {nested[1] if nested else value[1]}"
+    return f"{key}: {line}" if key else line
 
 
-def _subclasses(base: type) -> list[type]:
-    children: list[type] = base.__subclasses__()
-    return [cls for child in children for cls in (child, *_subclasses(child))]
+def _expected(text: str) -> str:
+    """One alternative of a type, such as `Expected a <class 'int'>. Got value: x`, in plain words."""
+    text = re.sub(r"Expected an? typing\.Literal\[(.*?)\]", lambda m: f"expected one of {m[1]}".replace("'", ""), text)
+    text = re.sub(r"Expected an? (?:<class '(?:[\w.]*\.)?(\w+)'>)?", r"expected \1", text)
+    text = re.sub(r"expected dot import path string: .*", "a class path such as my_module.MyClass", text)
+    return re.sub(r"[.,]? Got value: ", ", got ", text).strip()
+
+
+def unknown_option(key: str) -> str:
+    """The message for an option that does not exist, with the nearest one that does."""
+    key = short_key(key)
+    key = re.sub(r"^(fit|validate|test|predict)\.", "", key)
+    options, leaf = sorted(known_options()), key.rsplit(".", 1)[-1].lower()
+    same = [option for option in options if option.rsplit(".", 1)[-1].lower() == leaf]
+    near = sorted(same, key=lambda option: (option.count("."), option)) or difflib.get_close_matches(
+        key, options, n=1, cutoff=0.5
+    )
+    return f"unknown option {key}" + (f"; did you mean {near[0]}?" if near else "; see swin-lightning fit --help")
+
+
+def known_options() -> set[str]:
+    """The options with a name of their own, and those of the classes that this package provides."""
+    keys = set(map(short_key, build_parser().get_defaults(skip_validation=True).keys()))
+    for prefix, base in {"model": SwinClassifier, "model.backbone": SwinTransformer, "data": ImageDataModule}.items():
+        for cls in [base, *_subclasses(base)]:
+            keys |= {f"{prefix}.{name}" for name in init_parameters(cls)}
+    return keys
+
+
+def init_parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """Parameters of a class by name, with those that `**kwargs` passes on to its bases."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                found.setdefault(parameter.name, parameter)
+        if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
+
+
+def _attribute(name: str) -> Any:
+    def read(data: Any) -> Any:
+        return getattr(data, name, None)
+
+    read.__name__ = name
+    return read
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    for child in base.__subclasses__():
+        yield child
+        yield from _subclasses(child)

@@ -1,4 +1,4 @@
-"""Write a classifier as a program that runs without this package: torch.export's `.pt2`."""
+"""Export a checkpoint: weights in the format of another project, or a torch.export program (`.pt2`)."""
 
 from pathlib import Path
 from typing import cast
@@ -6,31 +6,61 @@ from typing import cast
 import torch
 from torch import nn
 
-from swin_lightning.errors import UserError
+from swin_lightning.errors import CommandParser, UserError
+from swin_lightning.models.weight_formats import EXPORT_FORMATS
+from swin_lightning.models.weights import save_weights
+
+
+def export(args: list[str]) -> None:
+    """Export a checkpoint of a run: weights in the format of another project, or a torch.export program (pt2).
+
+    If the run kept averaged (EMA) weights, these are exported. A pt2 program takes normalised float32 images
+    B, 3, S, S and returns logits: torch.export.load(FILE).module()(images). It needs PyTorch only.
+    """
+    from swin_lightning.tasks.classification import load_classifier
+
+    parser = CommandParser("swin-lightning export", description=export.__doc__)
+    parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint (.ckpt) of a run")
+    parser.add_argument(
+        "--format", choices=[*EXPORT_FORMATS, "pt2"], default="swin_lightning", help="weight format, or pt2"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help=".safetensors or .pth file; .pt2 for pt2")
+    parser.add_argument(
+        "--size", type=int, help="image size of a pt2 program in pixels (default: img_size of the model)"
+    )
+    options = parser.parse_args(args)
+    if options.size is not None and options.format != "pt2":
+        raise UserError(f"--size {options.size} is only valid with --format pt2, not {options.format}")
+    classifier = load_classifier(options.checkpoint)
+    if options.format == "pt2":
+        export_pt2(classifier, options.output, options.size)
+    else:
+        save_weights(classifier, options.output, options.format)
+    print(f"wrote {options.output} ({options.format} format)")
 
 
 def export_pt2(classifier: nn.Module, path: str | Path, size: int | None = None) -> None:
-    """Write a classifier in evaluation mode; `torch.export.load(path).module()(images)` needs torch alone.
+    """Export a classifier in evaluation mode with `torch.export`.
 
-    The program takes normalised float32 images `B, 3, S, S` of any number and one size, and gives logits. It holds
-    plain linear layers, no kernels of this machine. `torch.compile(program.module())` compiles it, and with
-    `torch._inductor.config.freezing` its weights become constants.
+    `torch.export.load(path).module()` maps normalised float32 images `B, 3, S, S` to logits `B, K`, for any B and a
+    fixed S, and needs PyTorch only. It contains plain `nn.Linear` operations, no CPU-specific kernels. It can be
+    compiled; with `torch._inductor.config.freezing = True` weights become constants.
 
     Args:
-        classifier: Module with a Swin `backbone` and a linear `head`, on the CPU; its mode is left as it is.
+        classifier: Module with a `backbone` and a `head`, on the CPU. Its training mode is restored afterwards.
         path: A `.pt2` file.
-        size: Side S of the images, in pixels; None takes the backbone's `img_size`.
+        size: Image size S in pixels; None for `img_size` of the backbone.
 
     Raises:
-        ValueError: For another ending of the path, no known size, or one that is not positive.
+        UserError: If the path has another suffix, or the image size is unknown or not positive.
     """
     path = Path(path)
     if path.suffix != ".pt2":
-        raise UserError(f"output {str(path)!r} must end with .pt2 for the format pt2")
+        raise UserError(f"output {str(path)!r} must end with .pt2 for --format pt2")
     if size is None:
         size = getattr(classifier.backbone, "img_size", None)
     if not isinstance(size, int) or size < 1:
-        raise UserError(f"image size {size!r} must be a whole number of at least 1; say it with --size")
+        raise UserError(f"image size {size!r} is not a positive integer; set it with --size")
     model = nn.Sequential(cast(nn.Module, classifier.backbone), cast(nn.Module, classifier.head))
     modes = {module: module.training for module in model.modules()}
     try:

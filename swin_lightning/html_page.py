@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: text, tables and pictures in one file that asks the network for nothing."""
+"""Self-contained HTML pages: text, tables and images in one file without external resources."""
 
 import base64
 import html
@@ -22,7 +22,7 @@ pre { overflow-x: auto; padding: 0.7rem; border: 1px solid #8884; border-radius:
 
 
 def save_page(path: str | Path, title: str, *parts: str) -> Path:
-    """Write a page of HTML parts under a title; returns its path."""
+    """Write a page with a title and parts of HTML; returns its path."""
     path = Path(path)
     heading = html.escape(title)
     body = "\n".join(parts)
@@ -36,22 +36,22 @@ def save_page(path: str | Path, title: str, *parts: str) -> Path:
 
 
 def section(title: str, *parts: str) -> str:
-    """A heading with what follows it."""
+    """A heading followed by parts of HTML."""
     return "\n".join([f"<h2>{html.escape(title)}</h2>", *parts])
 
 
 def paragraph(text: str) -> str:
-    """Plain text."""
+    """A paragraph of plain text."""
     return f"<p>{html.escape(text)}</p>"
 
 
 def code(text: str) -> str:
-    """Text as it stands in a file or on a command line."""
+    """Preformatted text, such as a file or a command line."""
     return f"<pre>{html.escape(text)}</pre>"
 
 
 def picture(figure: Any, caption: str) -> str:
-    """A matplotlib figure, embedded as PNG and closed; the caption describes it to those who cannot see it as well."""
+    """A matplotlib figure as an embedded PNG with a caption, which is also its alternative text; closes the figure."""
     import matplotlib.pyplot as plt
 
     file = io.BytesIO()
@@ -62,7 +62,7 @@ def picture(figure: Any, caption: str) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows of plain values; floats are shown with four digits."""
+    """A table of plain values; floats are rounded to four significant digits, None is an empty cell."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>\n" for row in rows)
     return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'

@@ -1,15 +1,19 @@
-"""Parameter groups and the learning-rate schedule of the official Swin recipes."""
+"""Parameter groups and learning-rate schedules of the Swin recipes."""
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from swin_lightning.errors import UserError
 
-# bias tables and the small networks that make biases: regularised by nothing (official `no_weight_decay_keywords`)
+# position bias tables and the networks that generate them (official `no_weight_decay_keywords`)
 NO_DECAY = ("relative_position_bias_table", "absolute_pos_embed", "cpb_mlp", "logit_scale")
+
+ScheduleName = Literal["cosine", "linear", "constant", "step", "wsd"]
 
 
 def parameter_groups(
@@ -19,24 +23,24 @@ def parameter_groups(
     layer_decay: float = 1.0,
     layer_id: Callable[[str], int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Group parameters by weight decay and depth.
+    """Group the trainable parameters by weight decay and depth.
 
-    Vectors (norms, biases) and the names in `NO_DECAY` have no weight decay. With `layer_decay` below 1 the
-    learning rate of layer i is `lr * layer_decay ** (last - i)`; it is written into the group, so that every
-    scheduler sees it.
+    Vectors (norms, biases) and the names in `NO_DECAY` get no weight decay. With `layer_decay` below 1 the learning
+    rate of layer i is `lr * layer_decay ** (last - i)`. It is written into the group, so it holds for any optimizer
+    and any scheduler.
 
     Args:
-        model: Its trainable parameters are grouped.
+        model: Module with the parameters; those without `requires_grad` are left out.
         lr: Learning rate of the last layer.
-        weight_decay: Of the matrices.
-        layer_decay: Factor from a layer to the one before it.
-        layer_id: Depth of a parameter by its name; needed where `layer_decay` is not 1.
+        weight_decay: Weight decay of matrices and convolutions.
+        layer_decay: Factor from one layer to the one before it.
+        layer_id: Maps a parameter name to its depth; required if `layer_decay` is not 1.
 
     Returns:
-        Groups for an optimizer, with names. Source: microsoft/Swin-Transformer, optimizer.py.
+        Named groups for an optimizer. Source: microsoft/Swin-Transformer, optimizer.py.
 
     Raises:
-        ValueError: Where layer-wise decay is asked for and the depth is unknown.
+        UserError: If `layer_decay` is not 1 and the depth is unknown, or no parameter is trainable.
     """
     if layer_decay != 1.0 and layer_id is None:
         raise UserError(
@@ -44,8 +48,10 @@ def parameter_groups(
             "add one to yours, or set layer_decay to 1"
         )
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not parameters:
+        raise UserError("no parameter is trainable; check model.freeze")
     depth = {name: layer_id(name) if layer_id and layer_decay != 1.0 else 0 for name, _ in parameters}
-    last = max(depth.values(), default=0)
+    last = max(depth.values())
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in parameters:
         decayed = parameter.ndim > 1 and not any(keyword in name for keyword in NO_DECAY)
@@ -62,17 +68,79 @@ def parameter_groups(
     return list(groups.values())
 
 
-def warmup_cosine(step: int, total: int, warmup: int, start: float, end: float) -> float:
-    """The factor on the learning rate at an optimizer step: linear from `start` to 1, then cosine to `end`.
+def lr_factor(
+    schedule: ScheduleName,
+    step: float,
+    total: float,
+    warmup: float,
+    start: float,
+    end: float,
+    decay_every: float = math.inf,
+    decay_rate: float = 0.1,
+    decay_share: float = 0.2,
+) -> float:
+    """Factor on the learning rate at an optimizer step: linear warm-up from `start` to 1, then the schedule.
 
     Args:
+        schedule: `cosine` or `linear` to `end`; `constant`; `step`: times `decay_rate` every `decay_every` steps;
+            `wsd` (warm-up, stable, decay): constant, then linear to `end` over the last `decay_share` of all steps.
         step: Optimizer step, from 0.
-        total: Steps of the run; the cosine arrives at `end` with the last one.
-        warmup: Steps of the linear part.
-        start: Factor at step 0.
+        total: Steps of the run.
+        warmup: Steps of the warm-up.
+        start: Factor at step 0 if there is a warm-up.
         end: Factor at step `total`.
+        decay_every: Steps between decays of `step`, counted from the start of the run as in the official code.
+        decay_rate: Factor of each decay of `step`.
+        decay_share: Share of the run in which `wsd` decays (Hu et al., 2024, arXiv:2404.06395).
     """
     if step < warmup:
         return start + (1 - start) * step / warmup
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "constant":
+        return 1.0
+    if schedule == "step":
+        return decay_rate ** float(step // decay_every)
+    begin = max(warmup, total * (1 - decay_share)) if schedule == "wsd" and total < math.inf else warmup
+    progress = min(1.0, max(0.0, (step - begin) / max(1, total - begin)))
+    if schedule == "cosine":
+        return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress))
+    return end + (1 - end) * (1 - progress)
+
+
+class FactorLR(LRScheduler):
+    """Multiply the initial learning rate of every group by `factor(step)`.
+
+    Unlike `LambdaLR` it accepts groups that are added later, as Lightning's `BackboneFinetuning` does; their learning
+    rates are left to the callback that added them.
+
+    Args:
+        optimizer: Optimizer.
+        factor: Maps the number of scheduler steps to a factor.
+        last_epoch: As in every scheduler of torch.
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float], last_epoch: int = -1) -> None:
+        self.factor = factor
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[Any]:
+        factor = self.factor(self.last_epoch)
+        groups = self.optimizer.param_groups
+        return [group["initial_lr"] * factor if "initial_lr" in group else group["lr"] for group in groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state without `factor`, which is rebuilt from the configuration."""
+        return {key: value for key, value in super().state_dict().items() if key != "factor"}
+
+
+def rescale_lr(optimizer: Optimizer, scheduler: LRScheduler | None, scale: float) -> None:
+    """Multiply the learning rates of an optimizer and the base of its schedule, before the first step."""
+    for group in optimizer.param_groups:
+        if "initial_lr" in group:
+            group["initial_lr"] *= scale
+            group["lr"] = group["initial_lr"]
+    if scheduler is None:
+        return
+    scheduler.base_lrs = [lr * scale for lr in scheduler.base_lrs]
+    if isinstance(scheduler, FactorLR):
+        for group, lr in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
+            group["lr"] = lr

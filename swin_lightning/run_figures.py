@@ -1,6 +1,5 @@
-"""The pictures that a run leaves in its folder. matplotlib is imported inside functions."""
+"""Figures in the run folder: training curves and a sample of test predictions. matplotlib is imported lazily."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from swin_lightning.runs import RunFolder
+
 
 @dataclass
 class Prediction:
-    """One tested image: `H, W, 3` uint8 pixels, the names of its class and of the predicted one."""
+    """Prediction for one test image.
+
+    Attributes:
+        image: Pixels, `H, W, 3` uint8.
+        label: Name of the true class.
+        prediction: Name of the predicted class.
+        probability: Probability of the predicted class.
+    """
 
     image: np.ndarray
     label: str
@@ -20,50 +28,57 @@ class Prediction:
 
 
 def learning_curves(run_dir: str | Path) -> Path | None:
-    """Draw loss and accuracy over optimizer steps from a run's `metrics.csv` as `curves.png`.
+    """Plot loss and accuracy over optimizer steps from the `metrics.csv` of a run as its `curves.png`.
 
     Returns:
-        The picture's path, or None where the run has logged nothing yet.
+        Path of the figure, None if the run has logged no loss and no accuracy.
     """
-    with (Path(run_dir) / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    run = RunFolder(Path(run_dir))
+    rows = run.read_metrics()
     series = {
         name: [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
         for name in ("train/loss", "val/loss", "val/acc", "test/acc")
     }
     if not any(series.values()):
         return None
-    figure, (losses, accuracies) = _subplots(1, 2, figsize=(9, 3.4))
+    figure, (loss, accuracy) = _subplots(1, 2, figsize=(9, 3.4))
     for name, style in (("train/loss", {"alpha": 0.6}), ("val/loss", {"marker": "."})):
         if series[name]:
-            losses.plot(*zip(*series[name], strict=True), label=name, **style)
+            loss.plot(*zip(*series[name], strict=True), label=name, **style)
     if series["val/acc"]:
         steps, values = zip(*series["val/acc"], strict=True)
-        accuracies.plot(steps, [100 * value for value in values], marker=".", label="val/acc")
+        accuracy.plot(steps, [100 * value for value in values], marker=".", label="val/acc")
     if series["test/acc"]:
         value = 100 * series["test/acc"][-1][1]
-        accuracies.axhline(value, color="black", linestyle="--", linewidth=1, label=f"test/acc {value:.2f} %")
-    losses.set(xlabel="optimizer step", ylabel="cross-entropy", ylim=(0, None))
-    accuracies.set(xlabel="optimizer step", ylabel="top-1 accuracy in %")
-    for axes in (losses, accuracies):
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
-    return _save(figure, Path(run_dir) / "curves.png")
+        accuracy.axhline(value, color="black", linestyle="--", linewidth=1, label=f"test/acc {value:.2f} %")
+    loss.set(xlabel="optimizer step", ylabel="loss", ylim=(0, None))
+    accuracy.set(xlabel="optimizer step", ylabel="top-1 accuracy (%)")
+    for ax in (loss, accuracy):
+        ax.grid(alpha=0.3)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend()
+    return _save(figure, run.curves)
 
 
-def prediction_sheet(predictions: Sequence[Prediction], path: Path) -> Path:
-    """Draw tested images with prediction and probability; where it is wrong, in red and with the true label."""
+def prediction_sheet(predictions: Sequence[Prediction], path: Path) -> Path | None:
+    """Plot images with prediction and probability; wrong predictions are red and followed by the true label.
+
+    Returns:
+        Path of the figure, None if there are no predictions.
+    """
+    if not predictions:
+        return None
     columns = min(8, len(predictions))
     rows = -(-len(predictions) // columns)
-    figure, grid = _subplots(rows, columns, figsize=(1.25 * columns, 1.6 * rows), squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, p in zip(grid.flat, predictions, strict=False):
-        axes.imshow(p.image)
-        right = p.label == p.prediction
-        title = f"{p.prediction} {100 * p.probability:.0f} %" + ("" if right else f"\nis {p.label}")
-        axes.set_title(title, fontsize=8, color="black" if right else "#c1272d")
+    figure, axes = _subplots(rows, columns, figsize=(1.25 * columns, 1.6 * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, p in zip(axes.flat, predictions, strict=False):
+        ax.imshow(p.image)
+        correct = p.label == p.prediction
+        title = f"{p.prediction} ({100 * p.probability:.0f} %)" + ("" if correct else f"\nlabel {p.label}")
+        # a "$" in a class name does not start a formula
+        ax.set_title(title, fontsize=8, color="black" if correct else "#c1272d", parse_math=False)
     return _save(figure, path)
 
 

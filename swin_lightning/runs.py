@@ -154,3 +154,8 @@ def find_checkpoint(experiment: str, name: str) -> Path:
     if not found:
         raise UserError(f"--ckpt_path {name}: no run under {folder} has a checkpoints/{name}.ckpt; give a path")
     return found[-1]
+
+
+def find_runs(root: str | Path) -> list[RunFolder]:
+    """The runs in and below a folder that have logged metrics, sorted by path."""
+    return [RunFolder(file.parent) for file in sorted(Path(root).rglob("metrics.csv"))]

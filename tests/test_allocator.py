@@ -1,74 +1,75 @@
-"""The door starts its process once more with settings for memory, where that helps and nobody chose otherwise."""
+"""Allocator settings: when they are applied, and how the process is re-executed with them."""
 
 import os
 import sys
 
 import pytest
 
-from swin_lightning.allocator import GLIBC, JEMALLOC, SWITCH, note, restart, settings
+from swin_lightning.allocator import ENV_VAR, GLIBC, JEMALLOC, describe, reexec_with_allocator, settings
 
 
 @pytest.fixture(autouse=True)
-def machine(monkeypatch):
-    """Linux with glibc, without jemalloc and GPU; add paths to what exists."""
-    there = set()
+def existing_files(monkeypatch):
+    """Linux with glibc, without jemalloc and GPU; tests add paths of files that exist."""
+    paths = set()
     monkeypatch.setattr(os, "confstr_names", {"CS_GNU_LIBC_VERSION": 2}, raising=False)
-    monkeypatch.setattr(os.path, "isfile", lambda path: path in there)
-    monkeypatch.setattr(os.path, "exists", lambda path: path in there)
-    return there
+    monkeypatch.setattr(os.path, "isfile", lambda path: path in paths)
+    monkeypatch.setattr(os.path, "exists", lambda path: path in paths)
+    return paths
 
 
-def test_glibc_is_told_to_keep_memory():
-    assert settings({"HOME": "/"}) == {**GLIBC, SWITCH: "glibc"}
+def test_glibc_keeps_freed_memory():
+    assert settings({"HOME": "/"}) == {**GLIBC, ENV_VAR: "glibc"}
     assert int(GLIBC["MALLOC_TRIM_THRESHOLD_"]) == 8 * 2**30
 
 
-def test_jemalloc_is_loaded_where_it_is_installed(machine):
-    machine.add(f"{sys.prefix}/lib/libjemalloc.so.2")
+def test_jemalloc_is_preloaded_if_installed(existing_files):
     library = f"{sys.prefix}/lib/libjemalloc.so.2"
-    assert settings({}) == {**JEMALLOC, "LD_PRELOAD": library, SWITCH: library}
+    existing_files.add(library)
+    assert settings({}) == {**JEMALLOC, "LD_PRELOAD": library, ENV_VAR: library}
 
 
-@pytest.mark.parametrize("name", [*GLIBC, *JEMALLOC, "LD_PRELOAD", SWITCH])
-def test_what_the_user_or_the_first_process_has_set_stays(name):
+@pytest.mark.parametrize("name", [*GLIBC, *JEMALLOC, "LD_PRELOAD", ENV_VAR])
+def test_existing_settings_are_not_changed(name):
     assert settings({name: "x"}) == {}
 
 
-def test_other_systems_and_machines_with_a_gpu_are_left_alone(machine, monkeypatch):
-    machine.add("/dev/nvidiactl")
+def test_no_settings_on_gpu_machines_and_without_glibc(existing_files, monkeypatch):
+    existing_files.add("/dev/nvidiactl")
     assert settings({}) == {}
-    assert settings({"CUDA_VISIBLE_DEVICES": ""})[SWITCH] == "glibc"  # the GPU is hidden
-    machine.clear()
+    assert settings({"CUDA_VISIBLE_DEVICES": ""})[ENV_VAR] == "glibc"  # the GPU is hidden
+    existing_files.clear()
     monkeypatch.setattr(os, "confstr_names", {})
     assert settings({}) == {}
 
 
 @pytest.mark.parametrize(
-    ("process", "again"),
+    ("process", "reexecuted"),
     [
         (["python", "/bin/swin-lightning", "fit", "-c", "x"], True),
         (["python", "-m", "swin_lightning", "fit", "-c", "x"], True),
-        (["python", "-u", "-m", "swin_lightning", "fit", "-c", "x"], True),  # as torchrun does
+        (["python", "-u", "-m", "swin_lightning", "fit", "-c", "x"], True),  # torchrun
         (["python", "-m", "pytest", "fit", "-c", "x"], False),  # called from another program
     ],
 )
-def test_only_the_command_lines_own_process_starts_again(monkeypatch, process, again):
-    started = []
+def test_reexec_of_command_line_processes_only(monkeypatch, process, reexecuted):
+    calls = []
     monkeypatch.setattr(sys, "orig_argv", process)
     monkeypatch.setattr(sys, "argv", ["program", "fit", "-c", "x"])
     monkeypatch.setattr(os, "environ", {"HOME": "/"})
-    monkeypatch.setattr(os, "execv", lambda *args: started.append(args))
-    restart()
-    assert started == [(sys.executable, [sys.executable, *process[1:]])] * again
-    assert (SWITCH in os.environ) == again
-    restart()  # the new process finds its settings
-    assert len(started) == again
+    monkeypatch.setattr(os, "execv", lambda *args: calls.append(args))
+    reexec_with_allocator()
+    assert calls == [(sys.executable, [sys.executable, *process[1:]])] * reexecuted
+    assert (ENV_VAR in os.environ) == reexecuted
+    reexec_with_allocator()  # the new process already has the settings
+    assert len(calls) == reexecuted
 
 
-def test_the_log_says_what_was_set_and_how_to_turn_it_off(monkeypatch):
-    monkeypatch.setenv(SWITCH, "glibc")
-    assert note() == "memory: glibc keeps what is freed; SWIN_LIGHTNING_ALLOCATOR=off leaves it to the system"
-    monkeypatch.setenv(SWITCH, "off")
-    assert note() is None
-    monkeypatch.delenv(SWITCH)
-    assert note() is None
+def test_log_message(monkeypatch):
+    monkeypatch.setenv(ENV_VAR, "glibc")
+    message = "allocator: glibc tuned to keep freed memory; set SWIN_LIGHTNING_ALLOCATOR=off to disable"
+    assert describe() == message
+    monkeypatch.setenv(ENV_VAR, "off")
+    assert describe() is None
+    monkeypatch.delenv(ENV_VAR)
+    assert describe() is None

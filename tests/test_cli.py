@@ -57,7 +57,8 @@ def test_overlays_and_dotted_overrides_merge_from_left_to_right(tmp_path):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("model:\n  lr: 0.5\n  weight_decay: 0.7\ndata:\n  init_args:\n    batch_size: 16\n")
     config = fit("-c", str(overlay), "--model.lr=0.25", "--checkpoint.save_top_k=2").config.fit
-    assert (config.model.lr, config.model.weight_decay, config.data.init_args.batch_size) == (0.25, 0.7, 16)
+    model = config.model.init_args
+    assert (model.lr, model.weight_decay, config.data.init_args.batch_size) == (0.25, 0.7, 16)
     assert config.data.init_args.crop == "pad"  # what the overlay does not name stays
     assert config.checkpoint.save_top_k == 2
     assert config.trainer.gradient_clip_val == 5.0  # base.yaml
@@ -203,7 +204,7 @@ def test_an_interrupted_run_can_go_on(number, code):
     [
         (["--trainer.max_epoch=3"], "unknown option trainer.max_epoch; did you mean trainer.max_epochs?"),
         (["--model.lrr=3"], "unknown option model.lrr; did you mean model.lr?"),
-        (["--data.batchsize=3"], "did you mean batch_size?"),
+        (["--data.batchsize=3"], "did you mean data.batch_size?"),
         (["--data.batch_size=x"], "data.batch_size: expected int, got x"),
         (["--model.lr=abc"], "model.lr: expected float, got abc"),
         (["-c", "nowhere.yaml"], "nowhere.yaml"),
@@ -213,8 +214,8 @@ def test_an_interrupted_run_can_go_on(number, code):
         (["--trainer.accumulate_grad_batches=3"], "use a multiple of 3"),
         (["--data.rand_augment=randy"], "rand_augment 'randy'"),
         (["--model.layer_decay=0.5", "--model.backbone=tests.test_cli.Flat"], "layer_decay 0.5 needs a backbone"),
-        (["--model.weights=nowhere.pth"], "'nowhere.pth': there is no such file"),
-        (["--ckpt_path=nowhere.ckpt"], "'nowhere.ckpt': there is no such file"),
+        (["--model.weights=nowhere.pth"], "'nowhere.pth': no such file"),
+        (["--ckpt_path=nowhere.ckpt"], "'nowhere.ckpt': no such file"),
         (["--ckpt_path=last"], "no run under runs/digits_swin_micro"),
     ],
 )  # fmt: skip

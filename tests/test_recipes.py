@@ -1,8 +1,7 @@
-"""Every ImageNet experiment is the published recipe: its numbers, derived from the YAML by the command line itself."""
+"""Every ImageNet experiment equals the published recipe: numbers of the objects that its YAML builds."""
 
 from functools import cache
 from types import SimpleNamespace
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,9 +9,9 @@ import torch
 from PIL import Image
 from torch.optim import AdamW
 
-from swin_lightning.cli import CLI, main
+from swin_lightning.config import instantiate, load
 from swin_lightning.data.transforms import RandAugment, RandomResizedCrop
-from swin_lightning.models.flops import builders, compare_to_published, published
+from swin_lightning.models.registry import compare_to_published, list_models, model_info
 from tests.support.cli import EXPERIMENTS
 
 # Source: microsoft/Swin-Transformer, config.py, configs/ and get_started.md. All rates are for a batch of 512.
@@ -49,36 +48,40 @@ NO_DECAY = (".bias", "q_bias", "v_bias", "relative_position_bias_table", "logit_
 
 
 @cache
-def parsed(name):
-    """What the command line builds of an experiment, on the meta device: shapes without numbers."""
-    with torch.device("meta"), patch.object(CLI, "_run_subcommand"):
-        return main(["fit", "-c", str(EXPERIMENTS / f"imagenet_{name}.yaml")])
+def built(name):
+    """Configuration, data module and model of an experiment, on the meta device: shapes without values."""
+    config = load(["-c", str(EXPERIMENTS / f"imagenet_{name}.yaml")])
+    with torch.device("meta"):
+        return config, *instantiate(config)
 
 
-def test_the_table_holds_every_imagenet_experiment():
+def test_there_is_one_experiment_per_published_result():
     assert {f"imagenet_{name}" for name in RECIPES} == {path.stem for path in EXPERIMENTS.glob("imagenet_*.yaml")}
     # and there is one for every published result
-    lines = [f"{name}{'_ft_22k' * ('22K' in how)}" for name, builder in builders().items() if published(builder)
-             for _, _, how in published(builder).results]  # fmt: skip
+    published = [model for model in map(model_info, list_models()) if model.published]
+    lines = [f"{model.name}{'_ft_22k' * (result.pretraining == 'ImageNet-22K')}" for model in published
+             for result in model.published.results]  # fmt: skip
     assert sorted(lines) == sorted(name.removesuffix("_ft_1k") for name in RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_learning_rate_and_weight_decay_of_every_parameter(name):
     (lr, end, start, epochs, warmup, weight_decay), *_ = RECIPES[name]
-    cli, scale = parsed(name), BATCH / 512
-    cli.model.trainer = SimpleNamespace(
-        max_epochs=cli.trainer.max_epochs,
-        max_steps=cli.trainer.max_steps,
+    (config, _, model), scale = built(name), BATCH / 512
+    trainer = config.trainer
+    model.trainer = SimpleNamespace(
+        max_epochs=trainer.max_epochs,
+        max_steps=trainer.max_steps,
         num_training_batches=STEPS,
-        accumulate_grad_batches=cli.trainer.accumulate_grad_batches,
+        accumulate_grad_batches=trainer.accumulate_grad_batches,
+        callbacks=[],
     )
-    with patch.object(cli.model, "_can_fuse", return_value=False):  # not on the meta device
-        configured = cli.model.configure_optimizers()
+    configured = model.configure_optimizers()
     optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]
     assert schedule["interval"] == "step" and isinstance(optimizer, AdamW)
-    assert cli.trainer.max_epochs == epochs and cli.trainer.max_steps == -1
-    for group, factor in zip(optimizer.param_groups, schedule["scheduler"].lr_lambdas, strict=True):
+    assert trainer.max_epochs == epochs and trainer.max_steps == -1
+    factor = schedule["scheduler"].factor
+    for group in optimizer.param_groups:
         assert (group["betas"], group["eps"]) == ((0.9, 0.999), 1e-8)
         assert group["initial_lr"] == pytest.approx(scale * lr)
         rates = [group["initial_lr"] * factor(step) for step in range(0, epochs * STEPS, STEPS)]
@@ -89,7 +92,7 @@ def test_learning_rate_and_weight_decay_of_every_parameter(name):
         assert middle == pytest.approx(scale * (lr + end) / 2, rel=1e-3)
         assert group["initial_lr"] * factor(epochs * STEPS - 1) == pytest.approx(scale * end, rel=1e-6)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    for key, parameter in cli.model.named_parameters():
+    for key, parameter in model.named_parameters():
         free = key.endswith(NO_DECAY) or "norm" in key or "cpb_mlp" in key
         assert decay.pop(id(parameter)) == (0 if free else weight_decay), key
     assert not decay
@@ -98,7 +101,7 @@ def test_learning_rate_and_weight_decay_of_every_parameter(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_drop_path_of_every_block(name):
     _, drop_path, *_, blocks = RECIPES[name]
-    model = parsed(name).model
+    *_, model = built(name)
     rates = [block.drop_path.p for layer in model.backbone.layers for block in layer.blocks]
     assert rates == pytest.approx([drop_path * i / (blocks - 1) for i in range(blocks)])
     assert model.num_classes == 1000 and model.head.out_features == 1000
@@ -112,11 +115,11 @@ def test_drop_path_of_every_block(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_batch_clipping_and_augmentation(name):
     _, _, size, *_ = RECIPES[name]
-    cli = parsed(name)
-    data, mixing = cli.datamodule, cli.datamodule.mixing
-    assert (data.batch_size, cli.trainer.accumulate_grad_batches) == (BATCH, 1)
-    assert (cli.trainer.gradient_clip_val, cli.trainer.gradient_clip_algorithm) == (5.0, None)  # None is the norm
-    assert cli.model.label_smoothing == 0.1
+    config, data, model = built(name)
+    trainer, mixing = config.trainer, data.mixing
+    assert (data.batch_size, trainer.accumulate_grad_batches) == (BATCH, 1)
+    assert (trainer.gradient_clip_val, trainer.gradient_clip_algorithm) == (5.0, None)  # None is the norm
+    assert model.label_smoothing == 0.1
     assert (mixing.mixup, mixing.cutmix, mixing.probability, mixing.switch) == (0.8, 1.0, 1.0, 0.5)
     assert data.random_erasing == 0.25
     transform = data.train_transform()
@@ -130,9 +133,9 @@ def test_batch_clipping_and_augmentation(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_evaluation_cuts_the_published_pixels(name):
+def test_evaluation_crops_as_published(name):
     _, _, size, side, _ = RECIPES[name]
-    data = parsed(name).datamodule
+    _, data, _ = built(name)
     pixels = np.random.default_rng(0).integers(256, size=(300, 400, 3), dtype=np.uint8)
     resized = (size, size) if side is SQUASH else (int(side * 400 / 300), side)
     expected = Image.fromarray(pixels).resize(resized, Image.Resampling.BICUBIC)
@@ -142,10 +145,10 @@ def test_evaluation_cuts_the_published_pixels(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_published_accuracy_is_that_of_the_header_and_of_this_protocol(name):
-    cli = parsed(name)
-    backbone, protocol = cli.saved_config.model.backbone.class_path, cli.datamodule.eval_protocol()
-    measured, theirs = compare_to_published(backbone, cli.saved_config.experiment, 0.5, 1.0, protocol).splitlines()
+def test_header_states_the_published_accuracy_and_protocol(name):
+    config, data, _ = built(name)
+    backbone, protocol = config.model.init_args.backbone.class_path, data.eval_protocol()
+    measured, theirs = compare_to_published(backbone, f"imagenet_{name}", 0.5, 1.0, protocol).splitlines()
     assert measured == f"measured   top-1 50.0  top-5 100.0  {protocol}"
     assert theirs.endswith(f"{'ImageNet-22K, then 1K' if '22k' in name else 'ImageNet-1K'}; {protocol}")
     top1, top5 = theirs.split()[2:5:2]
@@ -155,7 +158,7 @@ def test_the_published_accuracy_is_that_of_the_header_and_of_this_protocol(name)
     assert ("--model.weights" in header) == ("_ft_" in name)
 
 
-def test_nothing_is_published_for_a_model_of_ones_own():
+def test_no_published_accuracy_for_own_models():
     for path in ("swin_lightning.models.SwinTransformer", "swin_lightning.models.swin_micro_patch4_window4_32",
                  "mine.swin_tiny_patch4_window7_224", ""):  # fmt: skip
         assert compare_to_published(path, "mine", 0.5, 1.0, "whole") is None

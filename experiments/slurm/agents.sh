@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Agents of one sweep on a SLURM cluster: an array job, one agent a GPU.
+# SLURM job array that runs the agents of a W&B sweep, one agent per GPU.
 #
-# Command:  sbatch --array=0-7 experiments/slurm/agents.sh ENTITY/PROJECT/SWEEP     (the line `wandb sweep FILE` prints)
+# Command:  sbatch --array=0-7 experiments/slurm/agents.sh ENTITY/PROJECT/SWEEP     (as printed by `wandb sweep FILE`)
 #
-# Before its time is over, or when the machine is taken away, a run saves its checkpoint and goes back into the sweep's
-# queue; whichever agent gets it next goes on from there, so that runs/ must lie on a disk that all machines share.
+# Before the time limit, or on preemption, a run saves a checkpoint and is requeued in the sweep. Any agent can resume it,
+# so runs/ must be on a file system shared by all nodes.
 #SBATCH --job-name=swin-sweep
 #SBATCH --ntasks=1
 #SBATCH --gres=gpu:1
@@ -13,5 +13,5 @@
 #SBATCH --signal=TERM@120
 #SBATCH --output=slurm-%A-%a.log
 set -euo pipefail
-sweep=${1:?"give the sweep: sbatch --array=0-7 experiments/slurm/agents.sh ENTITY/PROJECT/SWEEP"}
+sweep=${1:?"missing argument; usage: sbatch --array=0-7 experiments/slurm/agents.sh ENTITY/PROJECT/SWEEP"}
 srun wandb agent --forward-signals "$sweep"

@@ -1,1 +1,1 @@
-"""Looking into models and runs: what the notebooks and `swin-lightning report` show. Nothing else imports it."""
+"""Analysis of models and runs, used by the notebooks and `swin-lightning report`. No other module imports it."""

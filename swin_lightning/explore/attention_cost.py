@@ -1,4 +1,4 @@
-"""What attention costs, measured on this machine: inside windows, and between all tokens of the image."""
+"""Time and memory of window attention and global attention, measured on this machine."""
 
 import statistics
 import time
@@ -17,22 +17,22 @@ from swin_lightning.models.windows import window_partition
 def attention_costs(
     sides: Sequence[int], dim: int = 96, num_heads: int = 3, window: int = 7, patch_size: int = 4, repeats: int = 3
 ) -> pd.DataFrame:
-    """Time and memory of one attention layer over the image size, in windows and globally.
+    """Time and memory of one attention layer by image size, for window attention and for global attention.
 
-    Memory is what the layer keeps for the backward pass with its attention written out as a matrix, as in the paper;
-    time is that of the fused forward pass, which never holds the matrix. Larger global maps than 2**31 bytes of
-    attention weights are left out.
+    Memory is what the layer saves for the backward pass when the attention matrix is materialised, as counted in the
+    paper. Time is that of the fused forward pass, which never stores the matrix. Global attention is skipped where its
+    matrix would exceed 2**31 bytes.
 
     Args:
         sides: Sides of square images in pixels; multiples of `patch_size * window`.
-        dim: Channels.
-        num_heads: Heads.
+        dim: Number of channels.
+        num_heads: Number of heads.
         window: Side of a window in tokens.
         patch_size: Side of a patch in pixels.
-        repeats: Timed runs; the median counts.
+        repeats: Number of timed runs; the median is reported.
 
     Returns:
-        One row an image size and kind: `side`, `tokens`, `kind` (`window` or `global`), `megabytes`, `milliseconds`.
+        One row per image size and kind: `side`, `tokens`, `kind` (`window` or `global`), `megabytes`, `milliseconds`.
     """
     rows = []
     for side in sides:
@@ -44,32 +44,37 @@ def attention_costs(
             attention = WindowAttention(dim, size, num_heads)
             windows = window_partition(x, (size, size))
             megabytes = (
-                kept_bytes(partial(attention.forward_eager, windows, (size, size)), attention.parameters()) / 1e6
+                saved_bytes(partial(attention.forward_eager, windows, (size, size)), attention.parameters()) / 1e6
             )
             seconds = median_seconds(partial(attention, windows, (size, size)), repeats)
             rows.append((side, tokens**2, kind, megabytes, 1e3 * seconds))
     return pd.DataFrame(rows, columns=["side", "tokens", "kind", "megabytes", "milliseconds"])
 
 
-def kept_bytes(function: Callable[[], Any], beside: Iterable[Tensor] = ()) -> int:
-    """Bytes of the tensors that a call keeps for its backward pass beside those there are, each memory counted once."""
-    there = {tensor.untyped_storage().data_ptr() for tensor in beside}
-    kept: dict[int, int] = {}
+def saved_bytes(function: Callable[[], Any], exclude: Iterable[Tensor] = ()) -> int:
+    """Bytes of the tensors that a call saves for its backward pass; each storage is counted once.
 
-    def keep(tensor: Tensor) -> Tensor:
+    Args:
+        function: The call.
+        exclude: Tensors that exist anyway, such as parameters; their storages are not counted.
+    """
+    excluded = {tensor.untyped_storage().data_ptr() for tensor in exclude}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in there:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in excluded:
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = function()  # alive until here, or its memory would be given to another tensor
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = function()  # keep a reference: freed memory would be reused, and addresses counted twice
     del result
-    return sum(kept.values())
+    return sum(saved.values())
 
 
 def median_seconds(function: Callable[[], Any], repeats: int) -> float:
-    """Median time of a call without gradients, after one that does not count."""
+    """Median time of a call without gradients, after one warm-up call."""
     times = []
     with torch.no_grad():
         function()

@@ -1,6 +1,6 @@
-"""Attention of a running model: recorded without touching it, and put back from windows and shifts onto the image.
+"""Attention weights recorded during a forward pass, and mapped from shifted windows back to image coordinates.
 
-Shapes: B batch, H W map, N tokens of a window, nW windows of an image, nH heads, M side of a full window.
+Shapes: B batch, H W token map, N tokens per window, nW windows per image, nH heads, M window size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,28 +25,33 @@ from swin_lightning.models.windows import (
 Pair = tuple[int, int]
 
 
-def token_places(size: Pair, window: Pair, shift: Pair) -> Tensor:
-    """Where in the map the tokens of every window come from, after padding and the cyclic shift.
+def window_token_index(size: Pair, window: Pair, shift: Pair) -> Tensor:
+    """Index in the token map of every token of every window, after padding and the cyclic shift.
+
+    Args:
+        size: Token map `(H, W)`.
+        window: Window `(h, w)`.
+        shift: Cyclic shift `(sy, sx)`.
 
     Returns:
-        `nW, N` int64: row * W + column, or PAD.
+        `nW, N` int64: row * W + column, or PAD for padding.
     """
     (H, W), (padded_h, padded_w) = size, padded_size(size, window)
-    places = F.pad(torch.arange(H * W).view(H, W), (0, padded_w - W, 0, padded_h - H), value=PAD)
-    places = places.roll((-shift[0], -shift[1]), (0, 1))
-    return window_partition(places[None, :, :, None], window).squeeze(-1)
+    index = F.pad(torch.arange(H * W).view(H, W), (0, padded_w - W, 0, padded_h - H), value=PAD)
+    index = index.roll((-shift[0], -shift[1]), (0, 1))
+    return window_partition(index[None, :, :, None], window).squeeze(-1)
 
 
 @dataclass(frozen=True)
 class BlockAttention:
-    """What one block attended to in one forward pass.
+    """Attention weights of one block in one forward pass.
 
     Attributes:
-        name: Of the block in the model, such as `backbone.layers.0.blocks.1`.
-        weights: `B, nW, nH, N, N` on the CPU; a row belongs to a query and sums to 1.
-        size: The block's map `(H, W)`.
-        window: Its window `(h, w)`, clamped to the map.
-        shift: Its cyclic shift `(sy, sx)`.
+        name: Name of the block in the model, such as `backbone.layers.0.blocks.1`.
+        weights: `B, nW, nH, N, N` on the CPU; rows belong to queries and sum to 1.
+        size: Token map `(H, W)` of the block.
+        window: Window `(h, w)`, clamped to the map.
+        shift: Cyclic shift `(sy, sx)`.
     """
 
     name: str
@@ -56,75 +61,77 @@ class BlockAttention:
     shift: Pair
 
     @property
-    def places(self) -> Tensor:
-        """`nW, N`, see `token_places`."""
-        return token_places(self.size, self.window, self.shift)
+    def token_index(self) -> Tensor:
+        """`nW, N`, see `window_token_index`."""
+        return window_token_index(self.size, self.window, self.shift)
 
-    def of_query(self, row: int, column: int) -> Tensor:
-        """Where a token looks: its attention at the keys' places in the image, 0 outside of its window.
+    def attention_from(self, row: int, column: int) -> Tensor:
+        """Attention of one query token to all tokens of the map; 0 outside its window.
 
         Returns:
             `B, nH, H, W`; every map sums to 1.
 
         Raises:
-            ValueError: If the token lies outside of the map.
+            UserError: If the token is outside the map.
         """
         H, W = self.size
         if not (0 <= row < H and 0 <= column < W):
-            raise UserError(f"token ({row}, {column}) lies outside of the {H} x {W} map of {self.name}")
-        places = self.places
-        w, n = (places == row * W + column).nonzero()[0].tolist()
-        return self._on_map(self.weights[:, w, :, n], places[w])
+            raise UserError(f"token ({row}, {column}) is outside the {H} x {W} map of {self.name}")
+        index = self.token_index
+        w, n = (index == row * W + column).nonzero()[0].tolist()
+        return self._to_map(self.weights[:, w, :, n], index[w])
 
-    def received(self) -> Tensor:
-        """How much attention every token receives, `B, nH, H, W`: 1 is the mean, since every token gives 1."""
-        sums = self.weights.sum(dim=-2)  # B, nW, nH, N; pads give to pads alone
-        return self._on_map(sums.transpose(1, 2).flatten(2), self.places.flatten())
+    def attention_received(self) -> Tensor:
+        """Sum of the attention that each token receives as a key, `B, nH, H, W`; the mean over the map is 1."""
+        sums = self.weights.sum(dim=-2)  # B, nW, nH, N; padding attends to padding only
+        return self._to_map(sums.transpose(1, 2).flatten(2), self.token_index.flatten())
 
-    def trace_back(self, relevance: Tensor) -> Tensor:
-        """Hand the relevance of every query on to the keys it attends to, heads averaged: `B, H, W` -> `B, H, W`."""
-        places = self.places
-        of_queries = relevance.flatten(1)[:, places.clamp(min=0)]  # B, nW, N; a pad's, which is any, goes to pads alone
-        of_keys = (of_queries.unsqueeze(-2) @ self.weights.mean(dim=2)).squeeze(-2)
-        return self._on_map(of_keys.flatten(1), places.flatten())
+    def propagate(self, relevance: Tensor) -> Tensor:
+        """Distribute the relevance of each query to its keys by attention, heads averaged: `B, H, W` -> `B, H, W`."""
+        index = self.token_index
+        # B, nW, N; padding has an arbitrary value here, which reaches padding only
+        queries = relevance.flatten(1)[:, index.clamp(min=0)]
+        keys = (queries.unsqueeze(-2) @ self.weights.mean(dim=2)).squeeze(-2)
+        return self._to_map(keys.flatten(1), index.flatten())
 
-    def distances(self) -> Tensor:
-        """Mean distance from query to key weighted by attention, in tokens: `nH`."""
+    def mean_distance(self) -> Tensor:
+        """Attention distance of each head: mean distance from query to key, weighted by attention, in tokens: `nH`."""
         h, w = self.window
-        at = torch.cartesian_prod(torch.arange(h), torch.arange(w)).to(self.weights)
-        by_query = (self.weights * torch.cdist(at, at)).sum(dim=-1)  # B, nW, nH, N
-        return by_query.transpose(1, 2)[..., self.places != PAD].mean(dim=(0, 2))
+        position = torch.cartesian_prod(torch.arange(h), torch.arange(w)).to(self.weights)
+        by_query = (self.weights * torch.cdist(position, position)).sum(dim=-1)  # B, nW, nH, N
+        return by_query.transpose(1, 2)[..., self.token_index != PAD].mean(dim=(0, 2))
 
-    def _on_map(self, values: Tensor, places: Tensor) -> Tensor:
-        """Values `..., K` at their places `K` in a map of zeros, `..., H, W`; those of pads are dropped."""
-        real = places != PAD
+    def _to_map(self, values: Tensor, index: Tensor) -> Tensor:
+        """Scatter values `..., K` with token index `K` into a map of zeros `..., H, W`; drop padding."""
+        real = index != PAD
         flat = values.new_zeros(*values.shape[:-1], self.size[0] * self.size[1])
-        flat[..., places[real]] = values[..., real]
-        return flat.unflatten(-1, self.size)
+        flat[..., index[real]] = values[..., real]
+        return flat.view(*values.shape[:-1], *self.size)
 
 
 @contextmanager
 def record_attention(model: nn.Module, blocks: Sequence[int] | None = None) -> Iterator[dict[str, BlockAttention]]:
-    """Record the attention of blocks while the model runs; outputs, gradients and random numbers stay as they are.
+    """Record the attention weights of blocks in the forward passes inside this context.
 
-    Hooks compute the attention a second time from each block's own input, which leaves the fused operation in place.
-    A compiled model runs eagerly meanwhile, since its blocks are not called one by one.
+    Outputs, gradients and the random state do not change: forward pre-hooks recompute the weights from the input of
+    each attention layer, and the model itself keeps using the fused kernel. A compiled model runs eagerly in this
+    context, since hooks need separate calls of its blocks.
 
     Args:
-        model: A Swin Transformer, or a module that holds one.
-        blocks: Which blocks, counted through all stages, negative from the end; all by default.
+        model: A Swin Transformer, or a module that contains one.
+        blocks: Indices of the blocks to record, counted over all stages, negative from the end; all by default.
 
     Yields:
-        Block name -> attention of the latest forward pass, in the order of the network.
+        Block name -> attention in the latest forward pass, in network order.
 
     Raises:
-        ValueError: If the model has no such block.
+        UserError: If the model has no such block.
     """
     record: dict[str, BlockAttention] = {}
     handles = []
     try:
-        for name, block in _chosen(model, blocks):
-            handles += _watch(name, block, record)
+        for name, block in _select(model, blocks):
+            handles += _add_hooks(name, block, record)
         with torch.compiler.set_stance("force_eager"):
             yield record
     finally:
@@ -133,19 +140,19 @@ def record_attention(model: nn.Module, blocks: Sequence[int] | None = None) -> I
 
 
 def swin_blocks(model: nn.Module) -> list[tuple[str, SwinTransformerBlock]]:
-    """All blocks of a model by name, in the order of the network.
+    """Name and module of all Swin Transformer blocks, in network order.
 
     Raises:
-        ValueError: If it has none.
+        UserError: If there is none.
     """
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, SwinTransformerBlock)]
     if not found:
-        raise UserError(f"{type(model).__name__} has no Swin Transformer block; this needs a model from models/")
+        raise UserError(f"{type(model).__name__} has no Swin Transformer block; use a model of swin_lightning.models")
     return found
 
 
-def position_bias(attention: WindowAttention) -> Tensor:
-    """The relative position bias as one picture a head, `nH, 2M-1, 2M-1`: the query in the middle, a pixel an offset.
+def relative_position_bias(attention: WindowAttention) -> Tensor:
+    """Relative position bias by offset from query to key, `nH, 2M-1, 2M-1`, with offset zero in the centre.
 
     Row `M-1 + dy`, column `M-1 + dx` belongs to a key dy rows below and dx columns to the right of its query.
     """
@@ -154,13 +161,13 @@ def position_bias(attention: WindowAttention) -> Tensor:
         pairs = attention.attention_bias((M, M), None)[0].detach().float().cpu()  # nH, N, N
     table = pairs.new_empty(len(pairs), (2 * M - 1) ** 2)
     table[:, relative_position_index(M).flatten()] = pairs.flatten(1)
-    return table.unflatten(1, (2 * M - 1, 2 * M - 1)).flip(1, 2)  # the index counts query minus key
+    return table.view(-1, 2 * M - 1, 2 * M - 1).flip(1, 2)  # the index is that of query minus key
 
 
 # helpers
 
 
-def _chosen(model: nn.Module, indices: Sequence[int] | None) -> list[tuple[str, SwinTransformerBlock]]:
+def _select(model: nn.Module, indices: Sequence[int] | None) -> list[tuple[str, SwinTransformerBlock]]:
     found = swin_blocks(model)
     if indices is None:
         return found
@@ -170,14 +177,14 @@ def _chosen(model: nn.Module, indices: Sequence[int] | None) -> list[tuple[str, 
     return [found[i] for i in sorted(i % len(found) for i in indices)]
 
 
-def _watch(name: str, block: SwinTransformerBlock, record: dict[str, BlockAttention]) -> list[Any]:
+def _add_hooks(name: str, block: SwinTransformerBlock, record: dict[str, BlockAttention]) -> list[Any]:
     size = (0, 0)
 
-    def see_map(_: nn.Module, args: tuple[Any, ...]) -> None:
+    def store_size(_: nn.Module, args: tuple[Any, ...]) -> None:
         nonlocal size
         size = (args[0].shape[1], args[0].shape[2])
 
-    def see_windows(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def store_attention(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         window, shift = fit_window(size, block.window_size, block.shift_size)
         H, W = padded_size(size, window)
         with torch.no_grad():
@@ -186,6 +193,6 @@ def _watch(name: str, block: SwinTransformerBlock, record: dict[str, BlockAttent
         record[name] = BlockAttention(name, weights, size, window, shift)
 
     return [
-        block.register_forward_pre_hook(see_map),
-        block.attn.register_forward_pre_hook(see_windows, with_kwargs=True),
+        block.register_forward_pre_hook(store_size),
+        block.attn.register_forward_pre_hook(store_attention, with_kwargs=True),
     ]

@@ -1,34 +1,38 @@
-"""A finished run, loaded again and measured: confusion, calibration, the worst mistakes.
+"""Load a finished run and evaluate it: confusion matrix, calibration, most confident errors.
 
 Shapes: N images, K classes.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
-import yaml
-from torch import Tensor
+from lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
 from swin_lightning.batch import IGNORE_INDEX
+from swin_lightning.config import instantiate, load_file
 from swin_lightning.data import ImageDataModule
 from swin_lightning.data.sampling import ImageDataset
 from swin_lightning.errors import UserError
-from swin_lightning.tasks.classification import SwinClassifier, load_classifier
+from swin_lightning.models.weights import read_checkpoint
+from swin_lightning.runs import RunFolder
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model answered.
+    """Predictions of a model on labelled images.
 
     Attributes:
         probabilities: `N, K`.
         labels: `N` int64.
         class_names: `K`.
-        indices: Place of each image in its split, `N`.
+        indices: Index of each image in its split, `N`.
     """
 
     probabilities: Tensor
@@ -43,100 +47,134 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Share of right predictions."""
+        """Top-1 accuracy in [0, 1]."""
         return float((self.predictions == self.labels).float().mean())
 
-    def confusion(self) -> Tensor:
-        """Counts, `K, K`: a row a label, a column a prediction."""
+    def confusion_matrix(self) -> Tensor:
+        """Number of images, `K, K` (rows: true, columns: predicted)."""
+        return multiclass_confusion_matrix(self.predictions, self.labels, len(self.class_names))
+
+    def confused_pairs(self) -> pd.DataFrame:
+        """Pairs of different classes in the confusion matrix, most frequent first: `label`, `prediction`, `images`."""
+        matrix = self.confusion_matrix().fill_diagonal_(0)
+        names = self.class_names
+        rows = [(names[i], names[j], int(matrix[i, j])) for i, j in matrix.nonzero().tolist()]
+        pairs = pd.DataFrame(rows, columns=["label", "prediction", "images"])
+        return pairs.sort_values("images", ascending=False, kind="stable", ignore_index=True)
+
+    def errors(self) -> Tensor:
+        """Positions (in this evaluation) of the wrong predictions, most confident first."""
+        wrong = (self.predictions != self.labels).nonzero().flatten()
+        confidence = self.probabilities[wrong].max(dim=1).values
+        return wrong[confidence.argsort(descending=True, stable=True)]
+
+    def balanced_sample(self, count: int) -> Tensor:
+        """Positions (in this evaluation) of the first image of each class, then of the second of each, and so on."""
         K = len(self.class_names)
-        return torch.bincount(K * self.labels + self.predictions, minlength=K * K).view(K, K)
+        occurrence = torch.empty_like(self.labels)  # number of earlier images of the same class
+        by_class = [torch.arange(n) for n in self.labels.bincount(minlength=K).tolist()]
+        occurrence[self.labels.argsort(stable=True)] = torch.cat(by_class)
+        return (occurrence * K + self.labels).argsort()[:count]
 
-    def mistakes(self) -> Tensor:
-        """Which images are wrong, the most confident first; positions in this evaluation."""
-        confidence = self.probabilities.max(dim=1).values.where(self.predictions != self.labels, torch.tensor(-1.0))
-        return confidence.argsort(descending=True, stable=True)[: int((confidence >= 0).sum())]
+    def calibration_bins(self, bins: int = 10) -> pd.DataFrame:
+        """Images by the probability of their prediction, in equal bins: mean `confidence`, `accuracy`, `images`.
 
-    def examples(self, count: int) -> Tensor:
-        """Images of all classes in turn, the first of each, then the second; positions in this evaluation."""
-        turn = torch.empty_like(self.labels)
-        for k in self.labels.unique():
-            turn[self.labels == k] = torch.arange(int((self.labels == k).sum()))
-        return (turn * len(self.class_names) + self.labels).argsort()[:count]
-
-    def confused(self) -> pd.DataFrame:
-        """Pairs of classes by how often the first was taken for the second."""
-        counts = self.confusion()
-        pairs = [(int(counts[a, b]), a, b) for a, b in counts.nonzero().tolist() if a != b]
-        rows = [
-            (self.class_names[a], self.class_names[b], n) for n, a, b in sorted(pairs, key=lambda p: (-p[0], *p[1:]))
-        ]
-        return pd.DataFrame(rows, columns=["label", "prediction", "images"])
-
-    def calibration(self, bins: int = 10) -> pd.DataFrame:
-        """Images in bins of the prediction's probability: mean `confidence`, `accuracy` and number of `images`."""
-        confidence, right = self.probabilities.max(dim=1).values, (self.predictions == self.labels).float()
-        place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # a bin has its upper end
-        rows = [
-            (float(confidence[place == i].mean()), float(right[place == i].mean()), int((place == i).sum()))
-            for i in range(bins)
-            if (place == i).any()
-        ]
-        return pd.DataFrame(rows, columns=["confidence", "accuracy", "images"])
+        Bins include their lower end, as in torchmetrics; empty bins are left out.
+        """
+        confidence, predictions = self.probabilities.max(dim=1)
+        edges = torch.linspace(0, 1, bins + 1)[1:-1]
+        answers = pd.DataFrame(
+            {
+                "bin": torch.bucketize(confidence, edges, right=True).numpy(),
+                "confidence": confidence.double().numpy(),
+                "accuracy": (predictions == self.labels).double().numpy(),
+                "images": 1,
+            }
+        )
+        table = answers.groupby("bin").agg({"confidence": "mean", "accuracy": "mean", "images": "sum"})
+        return table.reset_index(drop=True)
 
     def calibration_error(self, bins: int = 10) -> float:
-        """Mean distance of confidence and accuracy (ECE). Source: Guo et al., 2017, arXiv:1706.04599."""
-        table = self.calibration(bins)
-        gap = (table["confidence"] - table["accuracy"]).abs()
-        return float((gap * table["images"]).sum() / table["images"].sum())
+        """Expected calibration error (ECE) in [0, 1]. Source: Guo et al., 2017, arXiv:1706.04599."""
+        # torchmetrics puts a probability of exactly 1 into a bin of its own; here it belongs to the last one
+        probabilities = self.probabilities.clamp(max=1 - 2**-24)
+        error = multiclass_calibration_error(probabilities, self.labels, len(self.class_names), n_bins=bins)
+        return float(error)
 
 
-def evaluate(classifier: SwinClassifier, data: ImageDataModule, split: str = "test", limit: int = 2000) -> Evaluation:
-    """Classify the images of a split; of more than `limit`, so many at equal distances."""
-    if split not in data.sources:
-        data.sources[split] = data.load(split)
-    indices = np.linspace(0, len(data.sources[split]) - 1, min(limit, len(data.sources[split]))).round().astype(int)
-    classifier.eval()
+def evaluate(model: nn.Module, data: ImageDataModule, split: str = "test", limit: int = 2000) -> Evaluation:
+    """Classify the labelled images of a split.
+
+    Args:
+        model: Returns logits `B, K` for normalised images; it is switched to evaluation mode.
+        data: The data module.
+        split: `train`, `val` or `test`.
+        limit: Maximum number of images; a larger split is subsampled at equal distances.
+
+    Raises:
+        UserError: If the split has no labelled image, cannot be indexed, or the model is not a classifier of its
+            classes.
+    """
+    size = len(_source(data, split))
+    indices = np.linspace(0, size - 1, min(limit, size)).round().astype(int)
+    model.eval()
     probabilities, labels = [], []
     with torch.no_grad():
-        for part in np.array_split(indices, -(-len(indices) // 128)):
-            images, targets = samples(data, split, part)
-            probabilities.append(classifier(data.normalize(images)).float().softmax(dim=1))
+        for start in range(0, len(indices), 128):
+            images, targets = load_samples(data, split, indices[start : start + 128])
+            logits = model(data.normalize(images))
+            if not isinstance(logits, Tensor) or logits.shape != (len(images), data.num_classes):
+                raise UserError(f"{type(model).__name__} does not return logits of the {data.num_classes} classes")
+            probabilities.append(logits.float().softmax(dim=1))
             labels.append(targets)
-    answers, truth = torch.cat(probabilities), torch.cat(labels)
-    known = truth != IGNORE_INDEX
-    names = classifier.class_names or [str(k) for k in range(answers.shape[1])]
-    return Evaluation(answers[known], truth[known], names, torch.from_numpy(indices)[known])
+    known = torch.cat(labels) != IGNORE_INDEX if labels else torch.zeros(0)
+    if not known.any():
+        raise UserError(f"split {split!r} has no labelled image")
+    return Evaluation(
+        torch.cat(probabilities)[known], torch.cat(labels)[known], list(data.class_names), torch.tensor(indices)[known]
+    )
 
 
-def samples(data: ImageDataModule, split: str, indices: Any) -> tuple[Tensor, Tensor]:
-    """Images of a split as the network sees them before normalisation, `n, 3, S, S` uint8, and their labels."""
-    if split not in data.sources:
-        data.sources[split] = data.load(split)
-    items = [ImageDataset(data.sources[split], data.eval_transform())[int(i)] for i in indices]
+def load_samples(data: ImageDataModule, split: str, indices: Iterable[Any]) -> tuple[Tensor, Tensor]:
+    """Images of a split after the evaluation transform, before normalisation, `n, 3, S, S` uint8, and labels `n`."""
+    dataset = ImageDataset(_source(data, split), data.eval_transform())
+    items = [dataset[int(i)] for i in indices]
     return torch.stack([item["image"] for item in items]), torch.tensor([item["target"] for item in items])
 
 
-def pixels(images: Tensor) -> list[np.ndarray]:
-    """`n, 3, S, S` uint8 -> arrays `S, S, 3` to be drawn."""
+def to_numpy(images: Tensor) -> list[np.ndarray]:
+    """Images `n, 3, S, S` as `n` arrays `S, S, 3` for matplotlib."""
     return list(images.permute(0, 2, 3, 1).numpy())
 
 
-def open_run(folder: str | Path) -> tuple[SwinClassifier, ImageDataModule]:
-    """The classifier of a run's best checkpoint (else its last), and the data it was trained on.
+def load_run(path: str | Path) -> tuple[LightningModule, ImageDataModule]:
+    """Model and data module of a run: its configuration, and the weights of its best checkpoint (else the last).
+
+    Args:
+        path: The run folder.
+
+    Returns:
+        The model on the CPU in evaluation mode, and the data module.
 
     Raises:
-        ValueError: If the folder is no run, or has no checkpoint.
+        UserError: If the folder is not a run folder, has no checkpoint, or the data module is no `ImageDataModule`.
     """
-    from jsonargparse import ArgumentParser
+    run = RunFolder.open(path)
+    checkpoint = run.checkpoint()
+    config = load_file(run.config)
+    if "weights" in config.model.init_args:
+        config.model.init_args.weights = None  # the checkpoint replaces them
+    data, model = instantiate(config)
+    if not isinstance(data, ImageDataModule):
+        raise UserError(f"run {str(path)!r}: {type(data).__name__} is not a subclass of ImageDataModule")
+    model.load_state_dict(cast(dict[str, Tensor], read_checkpoint(checkpoint)["state_dict"]))
+    return model.eval(), data
 
-    folder = Path(folder)
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{str(folder)!r} is no run folder: it has no config.yaml; give runs/<experiment>/<run>")
-    found = [path for name in ("best", "last") if (path := folder / "checkpoints" / f"{name}.ckpt").is_file()]
-    if not found:
-        raise UserError(f"run {str(folder)!r} has no checkpoints/best.ckpt and no last.ckpt")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(ImageDataModule, "data")
-    data = parser.instantiate(parser.parse_object({"data": config["data"]})).data
-    return load_classifier(str(found[0])).eval(), data
+
+def _source(data: ImageDataModule, split: str) -> Any:
+    if split not in data.sources:
+        data.sources[split] = data.load(split)
+    source = data.sources[split]
+    if not hasattr(source, "__getitem__"):
+        raise UserError(f"data.streaming: the {split} split is a stream and cannot be indexed; use a local copy")
+    return source

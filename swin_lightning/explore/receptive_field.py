@@ -1,6 +1,6 @@
-"""Which pixels a token can see, measured by gradients.
+"""Receptive fields, measured by gradients.
 
-Shapes: B batch, H W map, C channels.
+Shapes: B batch, H W token map, C channels.
 """
 
 from dataclasses import dataclass
@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swin_lightning.explore.saliency import backbone_of
+from swin_lightning.explore.saliency import find_backbone
 
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What the token in the middle of a map saw.
+    """Receptive field of the token at the centre of a map.
 
     Attributes:
-        name: The part of the backbone behind which the token stands, such as `layers.0.blocks.1`.
-        influence: Size of the token's gradient at every pixel, `height, width`; exactly 0 where it cannot see.
+        name: Module whose output contains the token, such as `layers.0.blocks.1`.
+        influence: Absolute gradient of the token with respect to every pixel, `height, width`; exactly 0 outside the
+            receptive field.
     """
 
     name: str
@@ -26,32 +27,32 @@ class ReceptiveField:
 
     @property
     def extent(self) -> tuple[int, int]:
-        """Height and width in pixels of the box around all that it sees."""
+        """Height and width of the bounding box in pixels."""
         rows, columns = (self.influence.sum(dim=dim).nonzero().flatten() for dim in (1, 0))
         return int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
 
 
 def receptive_fields(model: nn.Module, images: Tensor) -> list[ReceptiveField]:
-    """The receptive field of the middle token after patch embedding, each block and each merging.
+    """The receptive field of the centre token after patch embedding, each block and each patch merging.
 
-    A token is read along one random direction, since its plain sum is constant behind a norm. Blocks of an untrained
-    Swin V2 are the identity and see nothing more; take a trained one.
+    The gradient is that of a random projection of the token, because the plain sum of its channels is constant after a
+    LayerNorm. Blocks of an untrained Swin V2 are the identity and do not enlarge the field; use a trained model.
 
     Args:
-        model: A Swin Transformer, or a module that holds one, in evaluation mode.
-        images: `B, 3, height, width`, normalised; influence is averaged over them.
+        model: A Swin Transformer in evaluation mode, or a module that contains one.
+        images: `B, 3, height, width`, normalised; the influence is averaged over the batch.
     """
-    backbone = backbone_of(model)
+    backbone = find_backbone(model)
     outputs: dict[str, Tensor] = {}
     handles = [
-        module.register_forward_hook(_keep(name, outputs))
+        module.register_forward_hook(_store_output(name, outputs))
         for name, module in backbone.named_modules()
         if name == "patch_embed" or name.split(".")[-2:-1] == ["blocks"] or name.endswith("downsample")
     ]
     try:
         with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
             images = images.detach().requires_grad_()
-            backbone.stages(images)
+            backbone.forward_intermediates(images)
     finally:
         for handle in handles:
             handle.remove()
@@ -65,7 +66,7 @@ def receptive_fields(model: nn.Module, images: Tensor) -> list[ReceptiveField]:
     return fields
 
 
-def _keep(name: str, outputs: dict[str, Tensor]) -> Any:
+def _store_output(name: str, outputs: dict[str, Tensor]) -> Any:
     def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
         outputs[name] = output
 

@@ -1,141 +1,227 @@
-"""`swin-lightning report RUN`: a run's results and what its model looks at, on one HTML page that needs no network."""
+"""`swin-lightning report RUN`: results of a run, and attention maps of its model, as one self-contained HTML page."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
+from torch import Tensor, nn
 
 from swin_lightning.data import ImageDataModule
 from swin_lightning.errors import CommandParser, UserError
-from swin_lightning.explore.attention_maps import record_attention, swin_blocks
-from swin_lightning.explore.evaluation import Evaluation, evaluate, open_run, pixels, samples
+from swin_lightning.explore.attention_maps import BlockAttention, record_attention, swin_blocks
+from swin_lightning.explore.evaluation import Evaluation, evaluate, load_run, load_samples, to_numpy
 from swin_lightning.explore.model_figures import (
     bias_figure,
     distance_figure,
     features_figure,
-    overlay_figure,
     query_figure,
+    saliency_figure,
 )
-from swin_lightning.explore.result_figures import calibration_figure, confusion_figure, curves_figure, mistakes_figure
+from swin_lightning.explore.result_figures import (
+    calibration_figure,
+    confusion_figure,
+    curves_figure,
+    predictions_figure,
+)
 from swin_lightning.explore.runs import RunLog, read_runs
-from swin_lightning.explore.saliency import backbone_of, grad_cam, rollout
+from swin_lightning.explore.saliency import attention_rollout, find_backbone, grad_cam
 from swin_lightning.html_page import code, paragraph, picture, save_page, section, table
 from swin_lightning.models import SwinTransformer
-from swin_lightning.tasks.classification import SwinClassifier
+from swin_lightning.models.swin import SwinTransformerBlock
+from swin_lightning.runs import RunFolder
 
-MAX_CLASSES = 100  # of a confusion matrix
+MAX_CLASSES = 100  # no confusion matrix is drawn for more
+
+
+@dataclass(frozen=True)
+class ModelViews:
+    """What a Swin Transformer computes for a few images.
+
+    Attributes:
+        images: `S, S, 3` uint8 each.
+        titles: Prediction and probability of each image.
+        attention: Block name -> attention weights.
+        saliency: Method -> maps, `n, H, W`.
+        features: Feature map of each stage for the first image, `C, H, W`.
+        last_block: Name and module of the last block.
+        patch_size: Side of a patch in pixels.
+    """
+
+    images: list[np.ndarray]
+    titles: list[str]
+    attention: dict[str, BlockAttention]
+    saliency: dict[str, Tensor]
+    features: list[Tensor]
+    last_block: tuple[str, SwinTransformerBlock]
+    patch_size: int
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Content of the page.
+
+    Attributes:
+        run: The run folder.
+        log: Logged metrics.
+        split: Name of the evaluated split.
+        evaluation: Predictions on the split.
+        error_images: Images of the most confident errors, `S, S, 3` uint8 each.
+        views: Attention and features, None if the model contains no Swin Transformer.
+    """
+
+    run: RunFolder
+    log: RunLog
+    split: str
+    evaluation: Evaluation
+    error_images: list[np.ndarray]
+    views: ModelViews | None
 
 
 def report(args: list[str]) -> None:
-    """Write a run's curves, confusion, calibration, mistakes and attention as one HTML page."""
+    """Write training curves, confusion matrix, calibration, errors and attention maps of a run as one HTML page."""
     parser = CommandParser("swin-lightning report", description=report.__doc__)
-    parser.add_argument("run", metavar="RUN", help="a run folder, runs/<experiment>/<run>")
-    parser.add_argument("--output", metavar="FILE", help="the page; RUN/report.html by default")
-    parser.add_argument("--split", choices=("test", "val"), default="test", help="which images to look at")
+    parser.add_argument("run", metavar="RUN", help="run folder, runs/<experiment>/<run>")
+    parser.add_argument("--output", metavar="FILE", help="HTML file (default: RUN/report.html)")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="split to evaluate (default: test)")
     parser.add_argument(
-        "--images", type=int, default=2000, metavar="N", help="how many of them at most; 2000 by default"
+        "--images", type=int, default=2000, metavar="N", help="maximum number of images to evaluate (default: 2000)"
     )
     options = parser.parse_args(args)
     if options.images < 1:
         raise UserError(f"--images {options.images} must be at least 1")
-    path = write_report(options.run, options.output, options.split, options.images)
+    path = write_report(compute_report(options.run, options.split, options.images), options.output)
     print(f"report: {path}")
 
 
-def write_report(run: str | Path, output: str | Path | None = None, split: str = "test", images: int = 2000) -> Path:
-    """Evaluate a run's best checkpoint and write the page; returns its path.
+def compute_report(path: str | Path, split: str = "test", images: int = 2000) -> RunReport:
+    """Evaluate the best checkpoint of a run and compute what the page shows.
 
     Args:
-        run: The run folder.
-        output: Where the page goes; `report.html` in the run folder by default.
+        path: The run folder.
         split: Split to evaluate, `test` or `val`.
-        images: At most so many images are evaluated.
+        images: Maximum number of images to evaluate.
 
     Raises:
-        ValueError: If the folder is no run, or has no checkpoint.
+        UserError: If the folder is not a run folder, has no checkpoint, or its model cannot be evaluated.
     """
-    run = Path(run)
-    classifier, data = open_run(run)
-    result = evaluate(classifier, data, split, images)
-    (log,) = read_runs(run)
-    parts = [*_numbers(log, result, split), *_answers(result, data, split)]
-    if any(isinstance(module, SwinTransformer) for module in classifier.modules()):
-        parts += _sight(classifier, data, result, split)
-    else:
-        kind = type(classifier.backbone).__name__
-        parts.append(paragraph(f"No attention to show: the backbone is a {kind}, no Swin."))
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    kept = {key: config[key] for key in ("seed_everything", "model", "data") if key in config}
-    parts.append(section("Configuration", code(yaml.safe_dump(kept, sort_keys=False))))
-    return save_page(output or run / "report.html", log.name, *parts)
+    model, data = load_run(path)
+    evaluation = evaluate(model, data, split, images)
+    errors = evaluation.errors()[:16]
+    error_images = to_numpy(load_samples(data, split, evaluation.indices[errors])[0]) if len(errors) else []
+    (log,) = read_runs(path)
+    views = compute_views(model, data, evaluation, split)
+    return RunReport(RunFolder.open(path), log, split, evaluation, error_images, views)
 
 
-# the sections
-
-
-def _numbers(log: RunLog, result: Evaluation, split: str) -> list[str]:
-    values = {
-        f"top-1 of {len(result.labels)} {split} images, %": 100 * result.accuracy,
-        "calibration error, %": 100 * result.calibration_error(),
-        "best val/acc, %": _percent(log.best("val/acc")),
-        "training, s": log.training_seconds(),
-        "images per s": log.images_per_second(),
-    }
-    numbers = table(list(values), [list(values.values())])
-    metrics = [name for name in ("train/loss", "val/loss", "val/acc") if name in log.metrics]
-    if not metrics:
-        return [numbers]
-    return [numbers, section("Learning", picture(curves_figure([log], metrics), "Loss and accuracy over the steps."))]
-
-
-def _answers(result: Evaluation, data: ImageDataModule, split: str) -> list[str]:
-    confused = result.confused().head(10)
-    confusion = [table(list(confused), confused.itertuples(index=False, name=None))]
-    if len(result.class_names) <= MAX_CLASSES:
-        matrix = confusion_figure(result)
-        confusion.insert(0, picture(matrix, "A row is a true class, a column what the model said."))
-    mistakes = paragraph("None.")
-    if len(confused):
-        worst = mistakes_figure(result, data, split)
-        mistakes = picture(worst, "Wrong and sure of it: said with its probability, and what it is.")
-    calibration = picture(calibration_figure(result), "Above the line it is more often right than it says.")
-    return [section("Confusion", *confusion), section("Mistakes", mistakes), section("Calibration", calibration)]
-
-
-def _sight(classifier: SwinClassifier, data: ImageDataModule, result: Evaluation, split: str) -> list[str]:
-    shown = result.examples(8)
-    batch, _ = samples(data, split, result.indices[shown])
-    images, photos = data.normalize(batch), pixels(batch)
-    with torch.no_grad(), record_attention(classifier) as record:
-        classifier(images)
-    blocks = list(record.values())
-    first = [block for block in blocks if block.size == blocks[0].size][:2]
-    answers = result.probabilities[shown].max(dim=1)
-    titles = [
-        f"{result.class_names[k].split(',')[0][:12]}: {100 * p:.0f} %"
-        for k, p in zip(answers.indices.tolist(), answers.values.tolist(), strict=True)
-    ]
-    maps = {"rollout": rollout(classifier, images), "Grad-CAM": grad_cam(classifier, images)}
-    backbone = backbone_of(classifier)
+def compute_views(model: nn.Module, data: ImageDataModule, evaluation: Evaluation, split: str) -> ModelViews | None:
+    """Attention, saliency and features for the first image of each class, for up to 8 classes; None without Swin."""
+    if not any(isinstance(module, SwinTransformer) for module in model.modules()):
+        return None
+    positions = evaluation.balanced_sample(8)
+    raw, _ = load_samples(data, split, evaluation.indices[positions])
+    images, backbone = data.normalize(raw), find_backbone(model)
+    with torch.no_grad(), record_attention(model) as attention:
+        model(images)
     with torch.no_grad():
         features = [stage[0] for stage in backbone.feature_maps(images)]
-    name, last = swin_blocks(classifier)[-1]
-    traced = "Attention followed back to the image, and what spoke for the answer."
-    looks = "Where the marked token looks, without and with the shift."
+    top = evaluation.probabilities[positions].max(dim=1)
+    titles = [
+        f"{evaluation.class_names[k].split(',')[0][:12]}: {100 * p:.0f} %"
+        for k, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
+    saliency = {"rollout": attention_rollout(model, images), "Grad-CAM": grad_cam(model, images)}
+    last_block = swin_blocks(model)[-1]
+    return ModelViews(to_numpy(raw), titles, attention, saliency, features, last_block, backbone.patch_size)
+
+
+def write_report(report: RunReport, output: str | Path | None = None) -> Path:
+    """Write the HTML page, by default `report.html` in the run folder; returns its path."""
+    config = report.run.read_config()
+    shown = {key: config[key] for key in ("seed_everything", "model", "data") if key in config}
+    return save_page(
+        output or report.run.report,
+        report.log.name,
+        _summary(report),
+        *_curves(report.log),
+        *_predictions(report),
+        *_views(report.views),
+        section("Configuration", code(yaml.safe_dump(shown, sort_keys=False))),
+    )
+
+
+# sections of the page
+
+
+def _summary(report: RunReport) -> str:
+    best = report.log.best("val/acc")
+    values = {
+        "split": report.split,
+        "images": len(report.evaluation.labels),
+        "top-1 (%)": 100 * report.evaluation.accuracy,
+        "calibration error (%)": 100 * report.evaluation.calibration_error(),
+        "best val/acc (%)": None if best is None else 100 * best,
+        "training (s)": report.log.training_seconds(),
+        "images/s": report.log.images_per_second(),
+    }
+    return table(list(values), [list(values.values())])
+
+
+def _curves(log: RunLog) -> list[str]:
+    metrics = [name for name in ("train/loss", "val/loss", "val/acc") if name in log.metrics]
+    if not metrics:
+        return []
+    return [section("Training curves", picture(curves_figure([log], metrics), "Loss and accuracy by optimizer step."))]
+
+
+def _predictions(report: RunReport) -> list[str]:
+    evaluation = report.evaluation
+    pairs = evaluation.confused_pairs().head(10)
+    confusion = [table(list(pairs), pairs.itertuples(index=False, name=None))]
+    if len(evaluation.class_names) <= MAX_CLASSES:
+        matrix = picture(confusion_figure(evaluation), "Confusion matrix (rows: true, columns: predicted)")
+        confusion.insert(0, matrix)
+    errors = paragraph("No errors.")
+    if report.error_images:
+        positions = evaluation.errors()[: len(report.error_images)]
+        figure = predictions_figure(evaluation, positions, report.error_images)
+        errors = picture(figure, "Most confident errors: prediction, probability, label")
+    calibration = picture(
+        calibration_figure(evaluation), "Reliability diagram. Above the diagonal the model is underconfident."
+    )
     return [
-        section(
-            "What it looks at",
-            picture(overlay_figure(photos, maps, titles), traced),
-            picture(query_figure(photos[0], first, (0.5, 0.5)), looks),
-            picture(distance_figure(record, backbone.patch_size), "How far the heads of each block look."),
-        ),
-        section(
-            "What it has learned",
-            picture(bias_figure(last, name), "What each head adds for the place of a key, seen from the query."),
-            picture(features_figure(photos[0], features), "Tokens of one colour are alike to the network."),
-        ),
+        section("Confusion matrix", *confusion),
+        section("Most confident errors", errors),
+        section("Calibration", calibration),
     ]
 
 
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
+def _views(views: ModelViews | None) -> list[str]:
+    if views is None:
+        return [paragraph("No attention maps: the model contains no Swin Transformer.")]
+    blocks = list(views.attention.values())
+    first_stage = [block for block in blocks if block.size == blocks[0].size][:2]
+    name, last = views.last_block
+    return [
+        section(
+            "Attention",
+            picture(
+                saliency_figure(views.images, views.saliency, views.titles),
+                "Attention rollout, and Grad-CAM of the predicted class.",
+            ),
+            picture(
+                query_figure(views.images[0], first_stage, (0.5, 0.5)),
+                "Attention of the marked query token in the first two blocks: regular and shifted windows.",
+            ),
+            picture(distance_figure(views.attention, views.patch_size), "Mean attention distance per head."),
+        ),
+        section(
+            "Position bias and features",
+            picture(bias_figure(last, name), "Relative position bias per head."),
+            picture(
+                features_figure(views.images[0], views.features),
+                "Principal components of the features as RGB: tokens of similar colour have similar features.",
+            ),
+        ),
+    ]

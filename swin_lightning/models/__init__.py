@@ -1,6 +1,6 @@
-"""Swin Transformers in plain torch."""
+"""Swin Transformer V1 and V2 in plain PyTorch."""
 
-from swin_lightning.models.registry import (
+from swin_lightning.models.builders import (
     swin_base_patch4_window7_224,
     swin_base_patch4_window12_384,
     swin_large_patch4_window7_224,
@@ -22,12 +22,15 @@ from swin_lightning.models.registry import (
     swinv2_tiny_patch4_window8_256,
     swinv2_tiny_patch4_window16_256,
 )
+from swin_lightning.models.registry import list_models, register_model
 from swin_lightning.models.swin import SwinTransformer
 from swin_lightning.models.swin_v2 import SwinTransformerV2
 
 __all__ = [
     "SwinTransformer",
     "SwinTransformerV2",
+    "list_models",
+    "register_model",
     "swin_base_patch4_window7_224",
     "swin_base_patch4_window12_384",
     "swin_large_patch4_window7_224",

@@ -1,6 +1,6 @@
-"""The parts that both Swin papers take as given: patch embedding and merging, MLP, stochastic depth, initialisation.
+"""Layers shared by Swin V1 and V2: patch embedding and merging, MLP, stochastic depth, weight initialisation.
 
-Shapes: B batch, H W height and width of the map, C channels.
+Shapes: B batch size, H and W height and width of the feature map, C channels.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,15 @@ from swin_lightning.models.linear import Linear
 
 
 class PatchEmbed(nn.Module):
-    """Patch partition and linear embedding in one: a convolution whose stride is its kernel size.
+    """Patch partition and linear embedding (paper section 3.1) as one strided convolution.
+
+    Images are zero-padded on the right and bottom to a multiple of the patch size.
 
     Args:
         patch_size: Side of a patch in pixels.
-        in_chans: Channels of the image.
-        embed_dim: Channels of a token.
-        patch_norm: Normalise the tokens.
+        in_chans: Number of image channels.
+        embed_dim: Number of output channels.
+        patch_norm: Apply a LayerNorm to the tokens.
     """
 
     def __init__(self, patch_size: int = 4, in_chans: int = 3, embed_dim: int = 96, patch_norm: bool = True) -> None:
@@ -30,15 +32,16 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
         self.norm = nn.LayerNorm(embed_dim) if patch_norm else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:  # B, in_chans, height, width
+    def forward(self, x: Tensor) -> Tensor:  # B, in_chans, height, width -> B, H, W, C
         height, width = x.shape[-2:]
         x = F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
         x = self.proj(x).permute(0, 2, 3, 1)  # B, H, W, C
-        return self.norm(x)
+        x = self.norm(x)
+        return x
 
 
 class PatchMerging(nn.Module):
-    """Join 2 x 2 neighbours into one token of twice the channels: half the map, a larger receptive field."""
+    """Downsampling by 2: concatenate 2 x 2 neighbouring tokens and reduce 4C to 2C channels (paper section 3.1)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -46,40 +49,51 @@ class PatchMerging(nn.Module):
         self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:  # B, H, W, C -> B, H/2, W/2, 2*C
-        return self.reduction(self.norm(self.join(x)))
+        x = self.norm(self.concat_neighbours(x))  # B, H/2, W/2, 4*C
+        x = self.reduction(x)
+        return x
 
     @staticmethod
-    def join(x: Tensor) -> Tensor:
-        """Four neighbours behind each other; odd maps are padded below and on the right: `B, H/2, W/2, 4*C`."""
+    def concat_neighbours(x: Tensor) -> Tensor:
+        """Stack 2 x 2 neighbours along the channels: `B, H, W, C` -> `B, H/2, W/2, 4*C`.
+
+        Odd maps are zero-padded on the right and bottom. Channel order as in the official code: column by column.
+        """
         H, W = x.shape[1:3]
         x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
-        # the official order: down the first column, then down the second
         return torch.cat([x[:, dy::2, dx::2] for dx in (0, 1) for dy in (0, 1)], dim=-1)
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them.
+    """Two linear layers with a GELU in between.
 
-    The result of the GELU is a fifth of what a block keeps for the backward pass, and cheap: it is computed anew there.
+    The output of the GELU is a fifth of the activations that a block saves for the backward pass, and cheap to
+    compute: it is recomputed there instead of saved.
+
+    Args:
+        dim: Number of input and output channels.
+        hidden_dim: Number of hidden channels.
+        drop: Dropout rate after each linear layer.
     """
 
     def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
         super().__init__()
-        self.recompute = True  # a block that is recomputed as a whole keeps nothing anyway
+        self.recompute_gelu = True  # turned off under gradient checkpointing, which recomputes the whole block
         self.fc1 = Linear(dim, hidden_dim)
         self.fc2 = Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # ..., C
         x = self.fc1(x)
         hidden = self.drop(F.gelu(x))
-        anew = self.recompute and self.training and not self.drop.p and not torch.compiler.is_compiling()
-        with keeping(x, F.gelu, hidden) if anew else nullcontext():
-            return self.drop(self.fc2(hidden))
+        recompute = self.recompute_gelu and self.training and not self.drop.p and not torch.compiler.is_compiling()
+        with recompute_in_backward(F.gelu, x, hidden) if recompute else nullcontext():
+            x = self.drop(self.fc2(hidden))
+        return x
 
 
-def keeping(x: Tensor, function: Callable[[Tensor], Tensor], y: Tensor) -> saved_tensors_hooks:
-    """A context in which autograd keeps x in place of `y = function(x)`, or of views of y, and computes it anew."""
+def recompute_in_backward(function: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> saved_tensors_hooks:
+    """Context in which autograd does not save `y = function(x)` or views of it, but recomputes it from `x`."""
     storage = y.untyped_storage().data_ptr()
 
     def pack(saved: Tensor) -> Tensor | tuple[torch.Size, tuple[int, ...]]:
@@ -92,9 +106,9 @@ def keeping(x: Tensor, function: Callable[[Tensor], Tensor], y: Tensor) -> saved
 
 
 class DropPath(nn.Module):
-    """Stochastic depth by sample: a residual branch is dropped with probability `p`, and the kept ones are scaled.
+    """Stochastic depth per sample: drop a residual branch with probability `p` and rescale the kept ones.
 
-    Every sample is dropped or kept by itself, as in the official code; but what is dropped is not computed either.
+    Samples are dropped independently, as in the official code. The branch is computed for the kept samples only.
     """
 
     def __init__(self, p: float = 0.0) -> None:
@@ -102,20 +116,20 @@ class DropPath(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """`x + branch(x)` for any branch that treats samples independently; x has them first."""
+        """`x + branch(x)`, for `x` of shape `B, ...` and a branch that treats samples independently."""
         if not self.training or self.p == 0.0:
             return x + branch(x)
         scale = 1 / (1 - self.p) if self.p < 1 else 1.0
-        if torch.compiler.is_compiling():  # a graph has one size of batch
+        if torch.compiler.is_compiling():  # static shapes: compute all samples and mask
             keep = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.p)
             return x + branch(x) * (keep * scale)
-        # How many are kept is drawn on the CPU, so that no GPU is waited for, and which ones where they are: a binomial
-        # number and a random choice of as many make every sample's draw independent.
-        number = int((torch.rand(len(x), device="cpu") >= self.p).sum())
-        if number == len(x):
+        # The number of kept samples is drawn on the CPU, which avoids a GPU sync; the samples are chosen on the device.
+        # A binomial number and a random subset of that size amount to an independent draw per sample.
+        num_kept = int((torch.rand(len(x), device="cpu") >= self.p).sum())
+        if num_kept == len(x):
             return torch.add(x, branch(x), alpha=scale)
-        kept = torch.randperm(len(x), device=x.device)[:number]
-        samples = x[kept]  # index_add would be shorter, and keep the branch's output for the backward pass
+        kept = torch.randperm(len(x), device=x.device)[:num_kept]
+        samples = x[kept]  # index_add would be shorter, but saves the output of the branch for the backward pass
         return x.index_put((kept,), torch.add(samples, branch(samples), alpha=scale).to(x.dtype))
 
     def extra_repr(self) -> str:
@@ -123,7 +137,7 @@ class DropPath(nn.Module):
 
 
 def init_weights(module: nn.Module, std: float) -> None:
-    """Truncated normal weights and zero biases in linear layers. Source: microsoft/Swin-Transformer, std 0.02."""
+    """Truncated normal weights and zero biases for linear layers. Source: microsoft/Swin-Transformer, std 0.02."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=std)
         if module.bias is not None:

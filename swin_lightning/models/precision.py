@@ -1,4 +1,4 @@
-"""What must stay in float32 while autocast lowers the precision of everything around it."""
+"""Helpers for computations that stay in float32 under autocast."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -7,11 +7,13 @@ from torch import Tensor
 
 
 def to_float32(x: Tensor) -> Tensor:
-    """float32 where it was less."""
+    """Convert lower precision to float32; float64 is kept."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def disable_autocast(x: Tensor) -> AbstractContextManager[None]:
-    """A context in which autocast keeps its hands off; the meta device, which holds shapes only, knows no autocast."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    """Disable autocast on the device of `x`; a no-op for device types without autocast, such as meta."""
+    device_type = x.device.type
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)

@@ -1,4 +1,4 @@
-"""Bias tables and position embeddings for another window or image than they were trained with."""
+"""Resizing of relative position bias tables and absolute position embeddings to another window or image size."""
 
 import math
 from typing import Literal
@@ -11,14 +11,14 @@ BiasResize = Literal["bicubic", "geometric"]
 
 
 def resize_bias_table(table: Tensor, window_size: int, mode: BiasResize = "bicubic") -> Tensor:
-    """A relative position bias table for windows of another size.
+    """Interpolate a relative position bias table to another window size.
 
     Args:
-        table: `(2m-1)^2, nH`, of windows of m x m tokens.
+        table: Bias table of windows of m x m tokens, `(2m-1)^2, nH`.
         window_size: Side M of the new window.
-        mode: `bicubic` stretches the table like a picture, as the official code does: an offset keeps its place
-            relative to the window. `geometric` keeps the bias of small offsets where it is and stretches the more the
-            larger they are, as SimMIM's fine-tuning does.
+        mode: `bicubic` interpolates the table like an image, as the official code does: offsets scale with the
+            window. `geometric` keeps the bias of small offsets and stretches larger offsets progressively, as
+            fine-tuning in SimMIM does (microsoft/SimMIM, utils.py).
 
     Returns:
         `(2M-1)^2, nH`.
@@ -34,7 +34,15 @@ def resize_bias_table(table: Tensor, window_size: int, mode: BiasResize = "bicub
 
 
 def centre_bias_table(table: Tensor, window_size: int) -> Tensor:
-    """A table of another window with every offset in its place: the border is cut off, or repeated outwards."""
+    """Crop a bias table to a smaller window, or extend it by replication to a larger one; no offset moves.
+
+    Args:
+        table: Bias table of windows of m x m tokens, `(2m-1)^2, nH`.
+        window_size: Side M of the new window.
+
+    Returns:
+        `(2M-1)^2, nH`.
+    """
     old = math.isqrt(len(table))
     border = window_size - (old + 1) // 2
     grid = table.T.reshape(1, -1, old, old)
@@ -43,9 +51,9 @@ def centre_bias_table(table: Tensor, window_size: int) -> Tensor:
 
 
 def resize_position_embedding(embedding: Tensor, num_tokens: int) -> Tensor:
-    """An absolute position embedding, `1, n*n, C`, bicubic for another map: `1, num_tokens, C`, both square."""
+    """Interpolate an absolute position embedding (bicubic): `1, n*n, C` -> `1, num_tokens, C`, both square maps."""
     old, new = math.isqrt(embedding.shape[1]), math.isqrt(num_tokens)
-    grid = embedding.float().transpose(1, 2).reshape(1, -1, old, old)
+    grid = embedding.float().transpose(1, 2).reshape(1, -1, old, old)  # 1, C, n, n
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     return grid.flatten(2).transpose(1, 2).to(embedding.dtype)
 
@@ -53,14 +61,14 @@ def resize_position_embedding(embedding: Tensor, num_tokens: int) -> Tensor:
 def _geometric_weights(old: int, new: int) -> Tensor:
     """Cubic spline interpolation from offsets -old..old to -new..new as a matrix, `2*new+1, 2*old+1`.
 
-    The old entries are laid at distances 1, 1+q, 1+q+q^2, ... with the q >= 1 that lets the outermost reach `new`;
-    where `new` is smaller nothing is stretched, and the middle is cut out.
+    The old offsets are placed at distances 1, 1+q, 1+q+q^2, ... with the ratio q >= 1 for which the outermost one
+    is `new`. If `new` is smaller than `old`, q is 1 and the centre is cropped.
     """
-    q = _growth(old, new)
+    q = _geometric_ratio(old, new)
     distances = torch.tensor([sum(q**i for i in range(n)) for n in range(1, old + 1)], dtype=torch.float64)
     source = torch.cat([-distances.flip(0), torch.zeros(1, dtype=torch.float64), distances])
     target = torch.arange(-new, new + 1, dtype=torch.float64)
-    # not-a-knot splines: the outer two intervals share a cubic, so that the second offset from each end is no knot
+    # not-a-knot spline: the two outer intervals share a cubic, so the second offset from each end is not a knot
     scale = max(float(source[-1]), 1.0)
     knots = source[2:-2] / scale
 
@@ -68,11 +76,12 @@ def _geometric_weights(old: int, new: int) -> Tensor:
         powers = torch.stack([(x / scale) ** i for i in range(min(4, len(source)))], dim=1)
         return torch.cat([powers, (x[:, None] / scale - knots).clamp(min=0) ** 3], dim=1)
 
-    return torch.linalg.solve(basis(source).T, basis(target).T).T
+    weights: Tensor = torch.linalg.solve(basis(source).T, basis(target).T)
+    return weights.T
 
 
-def _growth(old: int, new: int) -> float:
-    """The ratio q >= 1 with 1 + q + ... + q^(old-1) = new, by halving an interval."""
+def _geometric_ratio(old: int, new: int) -> float:
+    """The ratio q >= 1 with 1 + q + ... + q^(old-1) = new, by bisection."""
     low, high = 1.0, max(1.0, float(new))
     for _ in range(60):
         middle = (low + high) / 2

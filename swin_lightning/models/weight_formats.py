@@ -1,29 +1,36 @@
-"""The names that other projects give to the parameters of a Swin Transformer: one table a format, for both directions.
+"""Key maps of other projects: how each weight format names the parameters of a Swin Transformer.
 
-A table maps official names, which are ours, to theirs. A file is read by asking, for every parameter of the model,
-where the file keeps it (`Format.slots`), and written by putting it there. Sources: the state dicts of
-microsoft/Swin-Transformer f82860b, timm 1.0.31, torchvision 0.28, transformers 5.23 and open-mmlab/mmpretrain ee7f2e8.
+Each format maps official names, which are also ours, to its own keys, for reading and for writing. Sources: the state
+dicts of microsoft/Swin-Transformer f82860b, timm 1.0.31, torchvision 0.28, transformers 5.23 and open-mmlab/mmpretrain
+ee7f2e8.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 StateDict = dict[str, Tensor]
-# computed, whatever a file says; the last counts the updates of an average
+# recomputed by the model instead of loaded; `n_averaged` counts the updates of a torch AveragedModel
 BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask", "n_averaged")
-LEFT_OUT = r"(?:^|\.)mask_token$|^decoder\."  # of masked image modelling: no part of a classifier
+OWN_PREFIXES = ("backbone.", "head.")
+PRETRAINING_KEYS = r"(?:^|\.)mask_token$|^decoder\."  # of masked image modelling, not part of the backbone
 
 
 @dataclass(frozen=True)
-class Slot:
-    """Where a file keeps a parameter: an entry, or one of the three equal parts of its rows."""
+class KeyMapping:
+    """Where a file stores a parameter, or a part of it.
 
-    entry: str
-    third: int | None = None
+    Args:
+        key: Key in the state dict of the file.
+        qkv_chunk: The parameter is this chunk, 0 to 2, of three equal chunks of rows (query, key, value); None for
+            the whole tensor.
+    """
+
+    key: str
+    qkv_chunk: int | None = None
 
 
 @dataclass(frozen=True)
@@ -31,71 +38,71 @@ class Format:
     """How a project names its parameters.
 
     Args:
-        name: The format's name.
-        mark: Regular expression that finds a name which only this format has.
-        prefix: Of all names but those of the head.
-        names: Official name of a module or parameter -> theirs. `{s}` and `{b}` stand for stage and block, `{next}`
-            for s + 1, `{odd}` and `{even}` for 2s + 1 and 2s + 2, `{last}` for the last stage. A tuple holds the
-            consecutive parts of the official parameter; `[i]` is the i-th third of an entry's rows.
-        unfold: Patch merging in the channel order of `nn.Unfold`.
-        wrapper: Key under which a `.pth` file holds the parameters.
+        name: Name of the format.
+        signature_key: Regular expression for a key that identifies the format.
+        prefix: Prefix of all keys except those of the head.
+        names: Official name of a module or parameter -> its name in this format. Placeholders: `{s}` stage, `{b}`
+            block, `{next}` s + 1, `{odd}` 2s + 1, `{even}` 2s + 2, `{last}` last stage. A tuple lists consecutive
+            chunks of the official parameter; `[i]` denotes the i-th of three chunks of the tensor in the file.
+        unfold_order: The channels of patch merging are in the order of `nn.Unfold`.
+        wrapper: Key of the state dict in a `.pth` file.
     """
 
     name: str
-    mark: str
+    signature_key: str
     prefix: str = ""
     names: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
-    unfold: bool = False
+    unfold_order: bool = False
     wrapper: str | None = None
 
-    def slots(self, name: str, last_stage: int) -> list[Slot]:
-        """Where this format keeps the parameter of an official name; its parts follow each other along the rows."""
-        place = re.match(r"layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.", name)
-        if place is None:
+    def map_key(self, name: str, last_stage: int) -> list[KeyMapping]:
+        """Where this format stores the parameter with an official name, as consecutive chunks of its rows."""
+        match = re.match(r"layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.", name)
+        if match is None:
             prefix = "" if name.startswith("head.") else self.prefix
-            return [Slot(prefix + part.format(last=last_stage)) for part in self._rename(name)]
-        s, b, inner = int(place[1]), place[2], name[place.end() :]
-        template = "layers.{s}.downsample" if b is None else "layers.{s}.blocks.{b}"
-        theirs = str(self.names.get(template, template))
-        theirs = self.prefix + theirs.format(s=s, b=b, next=s + 1, odd=2 * s + 1, even=2 * s + 2)
-        slots = []
-        for part in [inner] if b is None else self._rename(inner):  # patch merging has the same names everywhere
-            entry, _, third = f"{theirs}.{part}".rstrip("]").partition("[")
-            slots.append(Slot(entry, int(third) if third else None))
-        return slots
+            return [KeyMapping(prefix + part.format(last=last_stage)) for part in self._rename(name)]
+        stage, block, inner = int(match[1]), match[2], name[match.end() :]
+        template = "layers.{s}.downsample" if block is None else "layers.{s}.blocks.{b}"
+        module = str(self.names.get(template, template))
+        module = self.prefix + module.format(s=stage, b=block, next=stage + 1, odd=2 * stage + 1, even=2 * stage + 2)
+        mappings = []
+        for part in [inner] if block is None else self._rename(inner):  # names within patch merging never differ
+            key, _, chunk = f"{module}.{part}".rstrip("]").partition("[")
+            mappings.append(KeyMapping(key, int(chunk) if chunk else None))
+        return mappings
 
     def _rename(self, name: str) -> list[str]:
-        """Their names for a module's parameter, by the longest known beginning of its official name."""
+        """Names of a parameter in this format, by the longest prefix of its official name in `names`."""
         words = name.split(".")
         for length in range(len(words), 0, -1):
-            theirs = self.names.get(".".join(words[:length]))
-            if theirs is not None:
-                parts = (theirs,) if isinstance(theirs, str) else theirs
+            renamed = self.names.get(".".join(words[:length]))
+            if renamed is not None:
+                parts = (renamed,) if isinstance(renamed, str) else renamed
                 return [".".join([part, *words[length:]]) for part in parts]
         return [name]
 
 
-SWIN_LIGHTNING = Format("swin_lightning", mark=r"^backbone\.", prefix="backbone.")
+SWIN_LIGHTNING = Format("swin_lightning", signature_key=r"^backbone\.", prefix="backbone.")
 
-OFFICIAL = Format("official", mark=r"^layers\.0\.downsample\.", wrapper="model")  # timm before 0.8 as well
+OFFICIAL = Format("official", signature_key=r"^layers\.0\.downsample\.", wrapper="model")  # timm before 0.8 as well
 
-SIMMIM = replace(OFFICIAL, name="SimMIM", mark=r"^encoder\.(patch_embed|layers)\.", prefix="encoder.")
+SIMMIM = replace(OFFICIAL, name="SimMIM", signature_key=r"^encoder\.(patch_embed|layers)\.", prefix="encoder.")
 
 TIMM = Format(
     "timm",
-    mark=r"^layers\.[1-9]\d*\.downsample\.|^head\.fc\.",  # looked for where there is no layers.0.downsample
+    signature_key=r"^layers\.[1-9]\d*\.downsample\.|^head\.fc\.",  # OFFICIAL comes before
     names={"layers.{s}.downsample": "layers.{next}.downsample", "head": "head.fc"},
 )
 
 TORCHVISION = Format(
     "torchvision",
-    mark=r"^features\.\d",
+    signature_key=r"^features\.\d",
     names={
         "patch_embed.proj": "features.0.0",
         "patch_embed.norm": "features.0.2",
         "layers.{s}.blocks.{b}": "features.{odd}.{b}",
         "layers.{s}.downsample": "features.{even}",
-        "attn.q_bias": "attn.qkv.bias[0]",  # V2; the third between them belongs to the keys and counts as zero
+        "attn.q_bias": "attn.qkv.bias[0]",  # V2; chunk 1 is the bias of the keys, which is zero
         "attn.v_bias": "attn.qkv.bias[2]",
         "mlp.fc1": "mlp.0",
         "mlp.fc2": "mlp.3",
@@ -104,7 +111,7 @@ TORCHVISION = Format(
 
 TRANSFORMERS_4 = Format(
     "transformers4",
-    mark=r"\.attention\.self\.",
+    signature_key=r"\.attention\.self\.",
     prefix="swin.",
     names={
         "patch_embed.proj": "embeddings.patch_embeddings.projection",
@@ -127,7 +134,7 @@ TRANSFORMERS_4 = Format(
 TRANSFORMERS_V2 = replace(
     TRANSFORMERS_4,
     name="transformers",
-    mark=r"continuous_position_bias_mlp",
+    signature_key=r"continuous_position_bias_mlp",
     prefix="swinv2.",
     names={
         **TRANSFORMERS_4.names,
@@ -141,7 +148,7 @@ TRANSFORMERS_V2 = replace(
 TRANSFORMERS = replace(
     TRANSFORMERS_4,
     name="transformers",
-    mark=r"\.attention\.q_proj\.",
+    signature_key=r"\.attention\.q_proj\.",
     names={
         **TRANSFORMERS_4.names,
         "attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
@@ -154,7 +161,7 @@ TRANSFORMERS = replace(
 
 MMPRETRAIN = Format(
     "mmpretrain",
-    mark=r"(^|\.)stages\.\d+\.blocks\.",
+    signature_key=r"(^|\.)stages\.\d+\.blocks\.",
     prefix="backbone.",
     names={
         "patch_embed.proj": "patch_embed.projection",
@@ -166,18 +173,18 @@ MMPRETRAIN = Format(
         "norm": "norm{last}",
         "head": "head.fc",
     },
-    unfold=True,
+    unfold_order=True,
     wrapper="state_dict",
 )
 
 MMPRETRAIN_V2 = replace(
     MMPRETRAIN,
-    mark=r"(^|\.)stages\..*\.w_msa\.logit_scale$",
+    signature_key=r"(^|\.)stages\..*\.w_msa\.logit_scale$",
     names={**MMPRETRAIN.names, "layers.{s}.downsample": "stages.{next}.downsample"},
 )
 
-# the first whose mark is found; a name that stands in two formats has its mark in the more special one
-DETECTED = (
+# the first format whose signature key is found; where two formats share keys, the more specific one comes first
+DETECTION_ORDER = (
     TRANSFORMERS_V2,
     TRANSFORMERS,
     TRANSFORMERS_4,
@@ -190,8 +197,8 @@ DETECTED = (
     TIMM,
 )
 
-# what can be written: a format for V1 and one for V2
-WRITTEN = {
+# formats for export: of V1 and of V2
+EXPORT_FORMATS = {
     "swin_lightning": (SWIN_LIGHTNING, SWIN_LIGHTNING),
     "official": (OFFICIAL, OFFICIAL),
     "timm": (TIMM, TIMM),
@@ -202,60 +209,77 @@ WRITTEN = {
 }
 
 
-def detect(names: Iterable[str]) -> Format:
-    """The format that a file's names belong to; official where nothing tells otherwise, as for a single stage."""
-    names = list(names)
-    found = next((f for f in DETECTED if any(re.search(f.mark, name) for name in names)), OFFICIAL)
-    if not any(name.startswith(found.prefix) for name in names):
-        found = replace(found, prefix="")  # a backbone saved by itself
+def detect_format(keys: Collection[str], own: Collection[str] = ()) -> Format:
+    """Detect the format of a file.
+
+    Args:
+        keys: Keys of the file.
+        own: Names of the model's parameters in our format. If the file has all those of the backbone, it is in our
+            format; this identifies any backbone.
+
+    Returns:
+        The format, by signature keys; official if there is none, as in a model of one stage.
+    """
+    backbone = {name for name in own if name.startswith("backbone.")}
+    if backbone and backbone <= set(keys):
+        return SWIN_LIGHTNING
+    found = next((f for f in DETECTION_ORDER if any(re.search(f.signature_key, key) for key in keys)), OFFICIAL)
+    if not any(key.startswith(found.prefix) for key in keys):
+        found = replace(found, prefix="")  # a backbone saved without the prefix of its classifier
     return found
 
 
-def to_unfold(x: Tensor) -> Tensor:
-    """The channels of patch merging, last axis 4C, from the official order to that of `nn.Unfold`.
+def to_format(state: Mapping[str, Tensor], target: Format) -> StateDict:
+    """Convert parameters with official names to the state dict of another format."""
+    last_stage = last_stage_of(state)
+    converted: StateDict = {}
+    for name, value in state.items():
+        if target.unfold_order and has_merged_channels(name, state):
+            value = to_unfold_order(value)
+        mappings = target.map_key(name, last_stage)
+        for mapping, part in zip(mappings, value.chunk(len(mappings)) if len(mappings) > 1 else [value], strict=True):
+            if mapping.qkv_chunk is None:
+                converted[mapping.key] = part.clone()
+            else:
+                whole = converted.setdefault(mapping.key, part.new_zeros(3 * len(part), *part.shape[1:]))
+                whole.chunk(3)[mapping.qkv_chunk].copy_(part)
+    return converted
 
-    Officially the four neighbours (0,0), (1,0), (0,1), (1,1) of row and column follow each other with C channels
-    each; `nn.Unfold` goes through the neighbours row by row within every channel.
+
+def merge_chunks(tensors: list[Tensor], mappings: list[KeyMapping]) -> Tensor:
+    """The official parameter from the tensors that a file stores for its mappings."""
+    chunks = [
+        tensor if mapping.qkv_chunk is None else tensor.chunk(3)[mapping.qkv_chunk]
+        for tensor, mapping in zip(tensors, mappings, strict=True)
+    ]
+    return torch.cat(chunks) if len(chunks) > 1 else chunks[0]
+
+
+def to_unfold_order(x: Tensor) -> Tensor:
+    """Reorder the channels of patch merging, `..., 4*C`, from the official order to that of `nn.Unfold`.
+
+    Official: C channels of the neighbour (0, 0), then of (1, 0), (0, 1) and (1, 1), given as (row, column).
+    `nn.Unfold`: for each channel its four neighbours, row by row.
     """
-    return x.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
+    return torch.unflatten(x, -1, (4, -1))[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
 
 
-def from_unfold(x: Tensor) -> Tensor:
-    """The inverse of `to_unfold`."""
-    return x.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2)
+def from_unfold_order(x: Tensor) -> Tensor:
+    """Inverse of `to_unfold_order`."""
+    return torch.unflatten(x, -1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2)
 
 
 def has_merged_channels(name: str, state: Mapping[str, Tensor]) -> bool:
-    """Whether a parameter's last axis is the 4C channels that patch merging joins: V2 normalises the 2C behind it."""
-    stage, merging, parameter = name.partition(".downsample.")
-    if not merging:
+    """Whether the last axis of a parameter has the 4C channels of patch merging.
+
+    That is its linear layer, and its norm in V1; the norm of V2 comes after the linear layer.
+    """
+    stage, downsample, parameter = name.partition(".downsample.")
+    if not downsample:
         return False
     return parameter == "reduction.weight" or len(state[name]) == state[f"{stage}.downsample.reduction.weight"].shape[1]
 
 
-def written(state: Mapping[str, Tensor], target: Format) -> StateDict:
-    """Parameters by official names -> the entries of a file in another format."""
-    last_stage = last_stage_of(state)
-    entries: StateDict = {}
-    for name, value in state.items():
-        if target.unfold and has_merged_channels(name, state):
-            value = to_unfold(value)
-        slots = target.slots(name, last_stage)
-        for slot, part in zip(slots, value.chunk(len(slots)) if len(slots) > 1 else [value], strict=True):
-            if slot.third is None:
-                entries[slot.entry] = part.clone()
-            else:
-                whole = entries.setdefault(slot.entry, part.new_zeros(3 * len(part), *part.shape[1:]))
-                whole.chunk(3)[slot.third].copy_(part)
-    return entries
-
-
 def last_stage_of(names: Iterable[str]) -> int:
-    """The number of the last stage."""
+    """Index of the last stage."""
     return max((int(name.split(".")[1]) for name in names if name.startswith("layers.")), default=0)
-
-
-def joined(parts: list[Tensor], slots: list[Slot]) -> Tensor:
-    """The parameter whose parts were found in these slots."""
-    rows = [part if slot.third is None else part.chunk(3)[slot.third] for part, slot in zip(parts, slots, strict=True)]
-    return torch.cat(rows) if len(rows) > 1 else rows[0]

@@ -1,18 +1,22 @@
-"""The index arithmetic of windows: who sits in which window, and who may talk to whom.
+"""Window partitioning, shift regions and attention masks.
 
-Pure functions without parameters or state. Shapes: B batch, H W map, C channels,
-(h, w) window, N = h*w tokens of a window, nW windows of one image.
+Pure functions without parameters or state.
+
+Shapes: B batch size, H and W height and width of the feature map, C channels, (h, w) window size,
+N = h*w tokens per window, nW windows per image.
 """
 
 import torch
 from torch import Tensor
 
+PAD = -1  # region of padding tokens
+
 
 def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """Cut a map into windows that do not overlap.
+    """Split a feature map into non-overlapping windows.
 
     Args:
-        x: Map, `B, H, W, C`; H and W are multiples of the window.
+        x: Feature map, `B, H, W, C`; H and W are multiples of the window size.
         window: Height and width of a window in tokens.
 
     Returns:
@@ -24,17 +28,20 @@ def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
 
 
 def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Put windows back where `window_partition` took them: `B*nW, N, C` -> `B, H, W, C`."""
+    """Inverse of `window_partition`: `B*nW, N, C` -> `B, H, W, C`."""
     (h, w), (H, W) = window, size
     x = windows.view(-1, H // h, W // w, h, w, windows.shape[-1]).transpose(2, 3)  # B, H/h, h, W/w, w, C
     return x.reshape(-1, H, W, windows.shape[-1])  # B, H, W, C
 
 
 def relative_position_index(window_size: int) -> Tensor:
-    """For each pair of tokens in an M x M window, the row of the bias table that belongs to their offset.
+    """Row of the relative position bias table for each pair of tokens in an M x M window.
 
-    The offsets dy and dx of two tokens each lie in [-(M-1), M-1], which is 2M-1 values. Moved to
-    start at zero they become the digits of one number in base 2M-1, so that (2, 1) and (1, 2) differ.
+    The offsets dy and dx between two tokens each lie in [-(M-1), M-1]. Shifted to start at zero, they are the two
+    digits of a number in base 2M-1, so that the offsets (2, 1) and (1, 2) get different rows.
+
+    Args:
+        window_size: Side M of the window.
 
     Returns:
         `M*M, M*M` int64 with values in [0, (2M-1)^2). Source: paper section 3.2, "Relative position bias".
@@ -49,9 +56,14 @@ def relative_position_index(window_size: int) -> Tensor:
 
 
 def fit_window(size: tuple[int, int], window_size: int, shift: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Fit window and shift to a map, each axis by itself.
+    """Clamp window size and shift to a feature map, independently per axis.
 
-    An axis not longer than the window is one window: it is clamped, and there is nothing to shift.
+    Along an axis that is not longer than the window there is a single window, clamped to the map, and no shift.
+
+    Args:
+        size: Feature map size `(H, W)`.
+        window_size: Side of a full window in tokens.
+        shift: Shift of a full window in tokens.
 
     Returns:
         The window `(h, w)` and the shift `(sy, sx)`.
@@ -62,7 +74,7 @@ def fit_window(size: tuple[int, int], window_size: int, shift: int) -> tuple[tup
 
 
 def padded_size(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
-    """The smallest multiple of the window that holds the map."""
+    """Feature map size rounded up to a multiple of the window size."""
     return -(-size[0] // window[0]) * window[0], -(-size[1] // window[1]) * window[1]
 
 
@@ -72,45 +84,41 @@ def shifted_window_mask(
     shift: tuple[int, int],
     device: torch.device | None = None,
 ) -> Tensor | None:
-    """Which tokens may attend to each other after the cyclic shift.
+    """Attention mask of windows after padding and cyclic shift.
 
-    The shift joins rows from opposite ends of the map in one window, and likewise columns. Every token gets
-    the number of the region it comes from; pairs from one region may talk. Pads are a region of their own:
-    real tokens never see them, and pads see each other, so that no row of the softmax is empty.
+    The cyclic shift places rows and columns from opposite edges of the map in the same window. Each token is labelled
+    with the region it comes from, and attention is allowed within a region only. Padding is a region of its own: real
+    tokens never attend to padding; padding tokens attend to each other, so that no softmax row is empty.
 
     Args:
-        size: The map before padding, `(H, W)`.
-        window: Window `(h, w)` that fits the map.
-        shift: How far the padded map is rolled up and left, `(sy, sx)`.
-        device: Where to build the mask.
+        size: Feature map size before padding, `(H, W)`.
+        window: Window `(h, w)` as returned by `fit_window`.
+        shift: Cyclic shift of the padded map, up and to the left, `(sy, sx)`.
+        device: Device of the mask.
 
     Returns:
-        `nW, N, N` bool, True where attention is allowed; None where everything is.
+        `nW, N, N` bool, True where attention is allowed; None if all pairs are allowed.
         Source: paper section 3.2, "Efficient batch computation for shifted configuration".
     """
     padded = padded_size(size, window)
     if padded == size and shift == (0, 0):
         return None
-    rows, columns = (
-        _axis_regions(n, n_padded, w, s, device) for n, n_padded, w, s in zip(size, padded, window, shift, strict=True)
-    )
+    rows, columns = (_axis_regions(n, n_padded, s, device) for n, n_padded, s in zip(size, padded, shift, strict=True))
     regions = torch.where((rows[:, None] == PAD) | (columns[None, :] == PAD), PAD, 2 * rows[:, None] + columns[None, :])
     tokens = window_partition(regions[None, :, :, None], window).squeeze(-1)  # nW, N
     return tokens[:, :, None] == tokens[:, None, :]
 
 
-def repeat_for_batch(term: Tensor, n_windows: int) -> Tensor:
-    """Repeat the additive term of one image's windows for all images: `1 or nW, ...` -> `1 or B*nW, ...`."""
-    return term if len(term) in (1, n_windows) else term.repeat(n_windows // len(term), 1, 1, 1)
+def repeat_for_batch(attn_bias: Tensor, num_windows: int) -> Tensor:
+    """Repeat the attention bias of one image for the whole batch: `1 or nW, ...` -> `1 or B*nW, ...`."""
+    return attn_bias if len(attn_bias) in (1, num_windows) else attn_bias.repeat(num_windows // len(attn_bias), 1, 1, 1)
 
 
-PAD = -1  # the region of padding tokens
+def _axis_regions(n: int, n_padded: int, shift: int, device: torch.device | None) -> Tensor:
+    """Region of every position along one axis of the shifted map: 1 for wrapped-around positions, PAD, or else 0.
 
-
-def _axis_regions(n: int, n_padded: int, window: int, shift: int, device: torch.device | None) -> Tensor:
-    """Region of every position on one axis of the rolled map: 0, 1 for what came round from the front, PAD.
-
-    Two windows never compare their regions, so 0 serves all windows but the last.
+    Regions are only compared within a window, and only the last window contains wrapped-around positions: a single
+    label serves all the others.
     """
     position = torch.arange(n_padded, device=device)
     regions = torch.where(position < n, (position < shift).long(), PAD)

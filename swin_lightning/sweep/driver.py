@@ -1,7 +1,6 @@
-"""A sweep without W&B's server: trials in processes of their own, in parallel, taken up again after a kill."""
+"""Runs a sweep without the W&B server: parallel trials in separate processes, resumable after a kill."""
 
 import contextlib
-import fcntl
 import os
 import secrets
 import signal
@@ -11,42 +10,44 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+
+from filelock import FileLock, Timeout, lock_descriptor
 
 from swin_lightning.errors import UserError
-from swin_lightning.sweep.progress_table import Board
-from swin_lightning.sweep.search import next_parameters, to_stop
+from swin_lightning.runs import RUNS_ENV
+from swin_lightning.sweep.progress_table import ProgressTable
+from swin_lightning.sweep.search import next_parameters, trials_to_stop
 from swin_lightning.sweep.sweep_file import Sweep
-from swin_lightning.sweep.trial_log import Journal, Trial, read_metrics
+from swin_lightning.sweep.trial_log import Trial, TrialLog, read_metrics, runs_folder
 
-POLL = 0.5  # seconds
-CRASHES = 5  # as many trials crashed and none finished: the sweep itself is wrong
-
-
-@dataclass
-class Slot:
-    """What one trial at a time computes on: environment variables that say so, and cores."""
-
-    environment: dict[str, str]
-    cores: set[int]
-    trial: "Running | None" = None
+POLL_INTERVAL = 0.5  # seconds
+MAX_CRASHES = 5  # the sweep fails if this many trials have crashed and none has finished
 
 
 @dataclass
-class Running:
-    """A trial whose process is alive."""
+class RunningTrial:
+    """A trial and its process."""
 
     trial: Trial
     process: subprocess.Popen[bytes]
-    since: float
-    stopping: bool = False
+    started: float
+    stopping: bool = False  # terminated by early stopping
 
 
-def slots(agents: int | None = None) -> list[Slot]:
-    """Room for trials side by side: one a GPU; without a GPU one a core, at most 4, each with its share of the cores.
+@dataclass
+class WorkerSlot:
+    """The resources of one of several parallel trials: environment variables (GPU, threads) and CPU cores."""
+
+    environment: dict[str, str]
+    cores: set[int]
+    running: RunningTrial | None = None
+
+
+def worker_slots(agents: int | None = None) -> list[WorkerSlot]:
+    """Slots for parallel trials: one per GPU, or one per CPU core (at most 4) without a GPU. They share the cores.
 
     Args:
-        agents: That many in place of it; they share the GPUs in turn.
+        agents: Number of slots instead; GPUs are assigned in turn.
     """
     import torch
 
@@ -55,55 +56,56 @@ def slots(agents: int | None = None) -> list[Slot]:
     gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     n = agents or len(gpus) or min(4, len(cores))
     share = max(1, len(cores) // n)
-    found = []
+    slots = []
     for i in range(n):
-        group = {cores[(i * share + k) % len(cores)] for k in range(share)}
         environment = {"OMP_NUM_THREADS": str(share)}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[i % len(gpus)]
-        found.append(Slot(environment, group))
-    return found
+        slots.append(WorkerSlot(environment, {cores[(i * share + k) % len(cores)] for k in range(share)}))
+    return slots
 
 
 class Driver:
-    """Runs the trials of a sweep in its folder until `count` of them have ended.
+    """Runs the trials of a sweep until `num_trials` are done. Use as a context manager.
 
-    Every change of a trial is in the journal before anything follows from it. A driver that takes the folder over ends
-    the processes that another left behind, and their trials go on from their checkpoints under the same ids.
+    Every state change is written to the trial log first. A driver that resumes a sweep terminates the processes that a
+    killed driver left running and restarts their trials from their checkpoints, with the same run ids.
 
     Args:
-        sweep: What to run.
-        folder: The sweep's folder.
-        room: Where trials run side by side.
-        count: Trials in all; None runs until a grid is exhausted.
+        sweep: The sweep.
+        folder: Its folder.
+        slots: Resources of the parallel trials.
+        num_trials: Total number of trials.
 
     Raises:
-        ValueError: Where another driver is at work in the folder, or only crashes came.
+        UserError: If another driver runs in the folder, the metric is not logged, or only crashes occur.
     """
 
-    def __init__(self, sweep: Sweep, folder: Path, room: Sequence[Slot], count: int | None) -> None:
-        self.sweep, self.folder, self.slots, self.count = sweep, folder, room, count
-        self.journal = Journal(folder)
-        self.board = Board(sweep, count)
-        self.logged: dict[str, dict[str, list[float]]] = {}  # id of a trial -> its metrics; of ended ones read once
+    def __init__(self, sweep: Sweep, folder: Path, slots: Sequence[WorkerSlot], num_trials: int) -> None:
+        self.sweep, self.folder, self.slots, self.num_trials = sweep, folder, slots, num_trials
+        self.lock = FileLock(folder / "driver.lock", timeout=0)
+        self.trial_log = TrialLog(folder)
+        self.progress_table = ProgressTable(sweep, num_trials)
+        self.metrics: dict[str, dict[str, list[float]]] = {}  # trial id -> metric -> values
 
     def __enter__(self) -> "Driver":
-        self.lock = (self.folder / "driver.lock").open("w")
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"sweep {self.folder} is being run by another process; wait for it, or end it") from None
-        self.trials = self.journal.read()
+            self.lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"sweep {self.folder} is already running in another process; wait for it or stop it"
+            ) from None
+        self.trials = self.trial_log.read()
         self.interrupted = [trial for trial in self.trials if trial.state == "running"]
         for trial in self.interrupted:
-            self._end_orphan(trial)
+            self._terminate_orphan(trial)
         if "early_terminate" in self.sweep.config:
-            self.logged = {t.id: read_metrics(self.folder, t) for t in self.trials if t.state != "running"}
+            self.metrics = {t.id: read_metrics(self.folder, t) for t in self.trials if t.state != "running"}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """End what still runs; the trials save their checkpoints and go on when the sweep does."""
-        running = [slot.trial for slot in self.slots if slot.trial]
+        """Terminate running trials; they save a checkpoint on SIGTERM and continue when the sweep is resumed."""
+        running = [slot.running for slot in self.slots if slot.running]
         for run in running:
             run.process.send_signal(signal.SIGTERM)
         for run in running:
@@ -111,35 +113,36 @@ class Driver:
                 run.process.wait(30)
             except subprocess.TimeoutExpired:
                 run.process.kill()
-        self.lock.close()
+        self.lock.release()
 
     def run(self) -> list[Trial]:
-        """Run to the end; returns all trials."""
-        with self.board:
+        """Run the remaining trials; returns all trials."""
+        with self.progress_table:
             exhausted = False
             while True:
                 for slot in self.slots:
-                    if slot.trial is not None:
-                        self._look_after(slot)
-                    if slot.trial is None and not exhausted:
-                        trial = self._next()
+                    if slot.running is not None:
+                        self._poll(slot)
+                    if slot.running is None and not exhausted:
+                        trial = self._next_trial()
                         exhausted = trial is None
                         if trial is not None:
                             self._start(trial, slot)
-                running = [slot.trial.trial for slot in self.slots if slot.trial]
-                self.logged.update({trial.id: read_metrics(self.folder, trial) for trial in running})
+                running = [slot.running.trial for slot in self.slots if slot.running]
+                self.metrics.update({trial.id: read_metrics(self.folder, trial) for trial in running})
                 self._stop_early()
-                self.board.show(self.trials, {t.id: _last(self.logged[t.id]) for t in running})
-                if exhausted and not any(slot.trial for slot in self.slots):
+                self.progress_table.update(self.trials, {t.id: _last_values(self.metrics[t.id]) for t in running})
+                if exhausted and not any(slot.running for slot in self.slots):
                     return self.trials
-                time.sleep(POLL)
+                time.sleep(POLL_INTERVAL)
 
     # helpers
 
-    def _next(self) -> Trial | None:
+    def _next_trial(self) -> Trial | None:
+        """An interrupted trial, else a new one; None if all trials have been started."""
         if self.interrupted:
             return self.interrupted.pop(0)
-        if self.count is not None and len(self.trials) >= self.count:
+        if len(self.trials) >= self.num_trials:
             return None
         parameters = next_parameters(self.sweep, self.trials)
         if parameters is None:
@@ -148,22 +151,22 @@ class Driver:
         self.trials.append(trial)
         return trial
 
-    def _start(self, trial: Trial, slot: Slot) -> None:
-        self.journal.write(trial)
-        log = self._log(trial)
+    def _start(self, trial: Trial, slot: WorkerSlot) -> None:
+        self.trial_log.write(trial)
+        log = self._log_file(trial)
         log.parent.mkdir(exist_ok=True)
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("WANDB_SWEEP")},
-            "SWIN_LIGHTNING_RUNS": str(self.folder / "runs"),
+            RUNS_ENV: str(runs_folder(self.folder)),
             "WANDB_RUN_ID": trial.id,
             "WANDB_RUN_GROUP": self.folder.name,
             **slot.environment,
         }
-        with log.open("ab") as output, self._process_file(trial).open("w") as alive:
-            # the trial inherits the lock: as long as it is held, the process is alive, whoever started it
-            fcntl.flock(alive, fcntl.LOCK_EX)
-            whole = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else None
-            if whole is not None:
+        with log.open("ab") as output, self._pid_file(trial).open("w", encoding="utf-8") as pid_file:
+            # The process inherits the locked descriptor, so the file stays locked for as long as the process lives.
+            lock_descriptor(pid_file.fileno())
+            all_cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else None
+            if all_cores is not None:
                 os.sched_setaffinity(0, slot.cores)  # inherited as well
             try:
                 process = subprocess.Popen(
@@ -172,85 +175,82 @@ class Driver:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    pass_fds=[alive.fileno()],
-                    process_group=0,  # Ctrl-C reaches the driver, and the driver tells its trials
+                    pass_fds=[pid_file.fileno()],
+                    process_group=0,  # Ctrl-C only reaches the driver, which terminates the trials
                 )
             finally:
-                if whole is not None:
-                    os.sched_setaffinity(0, whole)
-            alive.write(str(process.pid))
-        slot.trial = Running(trial, process, time.monotonic())
+                if all_cores is not None:
+                    os.sched_setaffinity(0, all_cores)
+            pid_file.write(str(process.pid))
+        slot.running = RunningTrial(trial, process, time.monotonic())
 
-    def _look_after(self, slot: Slot) -> None:
-        """Note how a trial has ended, if it has."""
-        run = slot.trial
+    def _poll(self, slot: WorkerSlot) -> None:
+        """Update a running trial; if its process has ended, record the result and free the slot."""
+        run = slot.running
         assert run is not None
         trial = run.trial
-        trial.seconds = round(time.monotonic() - run.since, 1)
+        trial.seconds = round(time.monotonic() - run.started, 1)
         code = run.process.poll()
         if code is None:
             return
-        self.logged[trial.id] = read_metrics(self.folder, trial)
-        trial.metrics = _last(self.logged[trial.id])
+        self.metrics[trial.id] = read_metrics(self.folder, trial)
+        trial.metrics = _last_values(self.metrics[trial.id])
+        not_logged = code == 0 and not run.stopping and self.sweep.metric not in trial.metrics
         if run.stopping:
             trial.state = "stopped"
-        elif code == 0 and self.sweep.metric in trial.metrics:
+        elif code == 0 and not not_logged:
             trial.state = "finished"
         else:
-            trial.state, trial.reason = "crashed", self._reason(trial, code)
-        self.journal.write(trial)
-        self._process_file(trial).unlink(missing_ok=True)
-        slot.trial = None
-        if code == 0 and self.sweep.metric not in trial.metrics:
-            raise UserError(f"metric {trial.reason}")
+            trial.state, trial.reason = "crashed", self._crash_reason(trial, code)
+        self.trial_log.write(trial)
+        self._pid_file(trial).unlink(missing_ok=True)
+        slot.running = None
+        if not_logged:
+            raise UserError(trial.reason)
         crashed = [t for t in self.trials if t.state == "crashed"]
-        if len(crashed) >= CRASHES and not any(t.state in ("finished", "stopped") for t in self.trials):
-            raise UserError(f"the first {len(crashed)} trials crashed: {crashed[-1].reason}; see {self._log(trial)}")
+        if len(crashed) >= MAX_CRASHES and not any(t.state in ("finished", "stopped") for t in self.trials):
+            log = self._log_file(trial)
+            raise UserError(f"the first {len(crashed)} trials crashed: {crashed[-1].reason}; see {log}")
 
-    def _reason(self, trial: Trial, code: int) -> str:
+    def _crash_reason(self, trial: Trial, code: int) -> str:
         if code == 0:
-            return f"{self.sweep.metric!r} was never logged; the runs log {', '.join(sorted(trial.metrics))}"
-        lines = self._log(trial).read_text(errors="replace").strip().splitlines()
+            return f"metric {self.sweep.metric!r} was not logged; logged metrics: {', '.join(sorted(trial.metrics))}"
+        lines = self._log_file(trial).read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return f"exit code {code}: {lines[-1][:300] if lines else 'no output'}"
 
     def _stop_early(self) -> None:
         if "early_terminate" not in self.sweep.config:
             return
-        histories = {id: metrics.get(self.sweep.metric, []) for id, metrics in self.logged.items()}
-        chosen = {trial.id for trial in to_stop(self.sweep, self.trials, histories)}
+        histories = {trial_id: metrics.get(self.sweep.metric, []) for trial_id, metrics in self.metrics.items()}
+        chosen = {trial.id for trial in trials_to_stop(self.sweep, self.trials, histories)}
         for slot in self.slots:
-            if slot.trial and slot.trial.trial.id in chosen and not slot.trial.stopping:
-                slot.trial.stopping = True
-                slot.trial.process.send_signal(signal.SIGTERM)
+            if slot.running and slot.running.trial.id in chosen and not slot.running.stopping:
+                slot.running.stopping = True
+                slot.running.process.send_signal(signal.SIGTERM)
 
-    def _end_orphan(self, trial: Trial) -> None:
-        """End the process that a killed driver has left behind; it saves its checkpoint on SIGTERM."""
-        path = self._process_file(trial)
+    def _terminate_orphan(self, trial: Trial) -> None:
+        """Terminate the process of a trial left running by a killed driver: SIGTERM, SIGKILL after 50 s."""
+        path = self._pid_file(trial)
         if not path.is_file():
             return
-        with path.open("r+") as alive:
+        with path.open(encoding="utf-8") as pid_file:
             for attempt in range(120):
-                try:
-                    fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if lock_descriptor(pid_file.fileno(), blocking=False):
                     return
-                except OSError:
-                    if attempt in (0, 100):
-                        _signal(alive, signal.SIGTERM if attempt == 0 else signal.SIGKILL)
-                    time.sleep(POLL)
-        raise UserError(f"trial {trial.number} of {self.folder} still runs and cannot be ended; end it by hand")
+                if attempt in (0, 100):
+                    with contextlib.suppress(ProcessLookupError, ValueError):  # already gone, or no pid written
+                        os.kill(
+                            int(path.read_text(encoding="utf-8")), signal.SIGTERM if not attempt else signal.SIGKILL
+                        )
+                time.sleep(POLL_INTERVAL)
+        raise UserError(f"trial {trial.number} of {self.folder} is still running; kill its process, {path.name}, first")
 
-    def _log(self, trial: Trial) -> Path:
+    def _log_file(self, trial: Trial) -> Path:
         return self.folder / "logs" / f"{trial.number:03d}-{trial.id}.log"
 
-    def _process_file(self, trial: Trial) -> Path:
+    def _pid_file(self, trial: Trial) -> Path:
         return self.folder / f"{trial.id}.pid"
 
 
-def _last(metrics: dict[str, list[float]]) -> dict[str, float]:
+def _last_values(metrics: dict[str, list[float]]) -> dict[str, float]:
     return {name: values[-1] for name, values in metrics.items()}
-
-
-def _signal(file: IO[Any], number: signal.Signals) -> None:
-    file.seek(0)
-    with contextlib.suppress(ProcessLookupError, ValueError):  # gone, or killed before it wrote its number
-        os.kill(int(file.read()), number)

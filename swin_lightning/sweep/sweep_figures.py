@@ -1,4 +1,4 @@
-"""The pictures of a sweep, from the table that `results.load_sweep` gives."""
+"""Figures of a sweep, drawn from the table of `results.load_sweep`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +10,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame, Series
 
-IMPORTANCE = (
-    "How much a random forest, which guesses the metric from the options, relies on each (permutation importance, in "
-    "units of the metric's variance), and Spearman's rank correlation. With few trials both say little."
+PARALLEL_COORDINATES_CAPTION = (
+    "Parallel coordinates: one line per trial, from its parameters to its metric; brighter lines rank higher."
+)
+IMPORTANCE_CAPTION = (
+    "Permutation importance of each parameter for a random forest that predicts the metric (decrease in R²), and "
+    "Spearman's rank correlation with the metric. Both are unreliable with few trials."
 )
 
 
 def parallel_coordinates(frame: "DataFrame") -> "Figure":
-    """A line a trial from its options to its result; the brighter, the better its rank.
+    """Parallel coordinates: one line per trial, from its parameters to its metric; brighter lines rank higher.
 
-    Axes of wide ranges are logarithmic.
+    An axis is logarithmic if its values are positive and span a factor of 20 or more.
     """
     import matplotlib.pyplot as plt
 
@@ -30,13 +33,13 @@ def parallel_coordinates(frame: "DataFrame") -> "Figure":
     rank = frame[metric].rank(method="average", ascending=frame.attrs["goal"] == "maximize", pct=True).to_numpy()
     figure, axes = plt.subplots(figsize=(max(5.0, 1.9 * len(names)), 4.2), layout="constrained")
     lines = np.stack([values for values, _ in axes_values], axis=1)
-    for row in np.argsort(rank, kind="stable"):  # the best on top
+    for row in np.argsort(rank, kind="stable"):  # the best is drawn last, on top
         axes.plot(range(len(names)), lines[row], color=plt.cm.viridis(0.95 * rank[row]), linewidth=1.8, alpha=0.85)
-    for place, (_, ticks) in enumerate(axes_values):
-        axes.axvline(place, color="black", linewidth=0.8)
-        for height, text in ticks:
+    for x, (_, ticks) in enumerate(axes_values):
+        axes.axvline(x, color="black", linewidth=0.8)
+        for y, text in ticks:
             axes.annotate(
-                text, (place, height), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center",
+                text, (x, y), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center",
                 bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
             )  # fmt: skip
     axes.set_xticks(range(len(names)), [_short(name) for name in names])
@@ -47,7 +50,7 @@ def parallel_coordinates(frame: "DataFrame") -> "Figure":
 
 
 def metric_over_trials(frame: "DataFrame") -> "Figure":
-    """The metric of every trial in the order of the starts, and the best so far."""
+    """The metric of each trial in order of creation, and the best so far."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
@@ -68,27 +71,31 @@ def metric_over_trials(frame: "DataFrame") -> "Figure":
 
 
 def importance(frame: "DataFrame") -> "Figure":
-    """Permutation importance of every varied option, and its rank correlation with the metric where it is a number.
+    """Permutation importance of each varied parameter, and rank correlation with the metric for numeric ones.
 
-    A random forest of scikit-learn guesses the metric from the options; shuffling an option shows what it relied on.
+    The importance is the decrease in R² of a random forest that predicts the metric (scikit-learn) when the values of
+    one parameter are shuffled.
     """
     import matplotlib.pyplot as plt
 
-    names, shares, correlations = importances(frame)
+    names, importances, correlations = permutation_importances(frame)
     figure, axes = plt.subplots(figsize=(7, 0.9 + 0.42 * len(names)), layout="constrained")
-    places = np.arange(len(names))[::-1]
-    axes.barh(places, shares, color="#2a6f97")
-    edge = max([*shares, 1e-9])
-    for place, share, correlation in zip(places, shares, correlations, strict=True):
+    positions = np.arange(len(names))[::-1]
+    axes.barh(positions, importances, color="#2a6f97")
+    for y, value, correlation in zip(positions, importances, correlations, strict=True):
         text = "" if np.isnan(correlation) else f"  rank correlation {correlation:+.2f}"
-        axes.text(max(share, 0), place, text, va="center", fontsize=8)
-    axes.set_yticks(places, names)
-    axes.set(xlabel="permutation importance", xlim=(min([*shares, 0.0]), 1.5 * edge))
+        axes.text(max(value, 0), y, text, va="center", fontsize=8)
+    axes.set_yticks(positions, names)
+    axes.set(xlabel="permutation importance", xlim=(min([*importances, 0.0]), 1.5 * max([*importances, 1e-9])))
     return figure
 
 
-def importances(frame: "DataFrame") -> tuple[list[str], list[float], list[float]]:
-    """What `importance` draws: names, permutation importances, and Spearman's correlations (NaN for categories)."""
+def permutation_importances(frame: "DataFrame") -> tuple[list[str], list[float], list[float]]:
+    """The values drawn by `importance`, most important first.
+
+    Returns:
+        Parameter names, permutation importances, and Spearman's correlations (NaN for categorical parameters).
+    """
     from scipy.stats import spearmanr
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
@@ -98,31 +105,31 @@ def importances(frame: "DataFrame") -> tuple[list[str], list[float], list[float]
     inputs = np.stack([_axis(frame[name])[0] for name in names], axis=1)
     target = frame[frame.attrs["metric"]].to_numpy(float)
     forest = RandomForestRegressor(200, random_state=0).fit(inputs, target)
-    found = permutation_importance(forest, inputs, target, n_repeats=20, random_state=0)
-    shares = np.nan_to_num(found.importances_mean)  # of a single trial there is none
-    moves = len(set(target)) > 1
+    result = permutation_importance(forest, inputs, target, n_repeats=20, random_state=0)
+    importances = np.nan_to_num(result.importances_mean)  # NaN for a single trial
+    varies = len(set(target)) > 1
     correlations = [
-        float(spearmanr(inputs[:, i], target).statistic) if moves and _is_number(frame[name]) else float("nan")
+        float(spearmanr(inputs[:, i], target).statistic) if varies and _is_number(frame[name]) else float("nan")
         for i, name in enumerate(names)
     ]
-    order = np.argsort(-shares)
-    return [names[i] for i in order], [float(shares[i]) for i in order], [correlations[i] for i in order]
+    order = np.argsort(-importances)
+    return [names[i] for i in order], [float(importances[i]) for i in order], [correlations[i] for i in order]
 
 
 # helpers
 
 
 def _with_metric(frame: "DataFrame") -> "DataFrame":
-    """The trials that have a result."""
+    """The trials with a metric value."""
     metric = frame.attrs["metric"]
     kept = frame[frame["state"].isin(["finished", "stopped"])].dropna(subset=[metric]) if metric in frame else frame[:0]
     if kept.empty:
-        raise UserError(f"no trial of this sweep has a value of {metric!r}")
+        raise UserError(f"no trial of this sweep has a value of metric {metric!r}")
     return kept
 
 
 def _varied(frame: "DataFrame") -> list[str]:
-    """Options that differ between trials; all of them where none does."""
+    """Parameters that differ between trials; all parameters if none does."""
     names = [name for name in frame.attrs["parameters"] if name in frame]
     return [name for name in names if frame[name].astype(str).nunique() > 1] or names
 
@@ -132,23 +139,27 @@ def _is_number(column: "Series[Any]") -> bool:
 
 
 def _axis(column: "Series[Any]") -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """A column on [0, 1] and the ticks as (height, text): numbers by size, all else by its place in the sorting."""
+    """Scale a column to [0, 1]. Categories are sorted and equidistant.
+
+    Returns:
+        Scaled values, and the ticks as pairs of position and label.
+    """
     if not _is_number(column):
-        kinds = sorted(column.astype(str).unique())
-        heights = np.linspace(0, 1, len(kinds)) if len(kinds) > 1 else np.array([0.5])
-        return heights[[kinds.index(str(v)) for v in column]], list(zip(heights, kinds, strict=True))
+        categories = sorted(column.astype(str).unique())
+        positions = np.linspace(0, 1, len(categories)) if len(categories) > 1 else np.array([0.5])
+        return positions[[categories.index(str(v)) for v in column]], list(zip(positions, categories, strict=True))
     values = column.to_numpy(float)
     low, high = values.min(), values.max()
     if low == high:
         return np.full(len(values), 0.5), [(0.5, f"{low:.4g}")]
     log = low > 0 and high / low >= 20
     scale = np.log if log else np.asarray
-    heights = (scale(values) - scale(low)) / (scale(high) - scale(low))
+    positions = (scale(values) - scale(low)) / (scale(high) - scale(low))
     middle = float(np.sqrt(low * high)) if log else (low + high) / 2
-    return heights, [(0.0, f"{low:.3g}"), (0.5, f"{middle:.3g}"), (1.0, f"{high:.3g}")]
+    return positions, [(0.0, f"{low:.3g}"), (0.5, f"{middle:.3g}"), (1.0, f"{high:.3g}")]
 
 
 def _short(name: str) -> str:
-    """A dotted key in two lines, for the space between two axes."""
+    """A dotted key on two lines, to fit between two axes."""
     head, _, last = name.rpartition(".")
     return f"{head}.\n{last}" if head else name

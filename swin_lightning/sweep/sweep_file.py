@@ -1,16 +1,17 @@
-"""Sweep files in the format of W&B, read and checked before anything starts."""
+"""Sweep files in W&B's format: found by name, read, and checked against the options of `swin-lightning fit`."""
 
 import difflib
-import itertools
+import math
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from swin_lightning.errors import UserError
+from swin_lightning.errors import UserError, summarize
 
 KEYS = (
     "name", "description", "program", "project", "entity", "method", "metric", "parameters", "command",
@@ -28,8 +29,8 @@ class Sweep:
 
     Args:
         path: The file.
-        config: What it says; this is what W&B gets.
-        arguments: Those of `swin-lightning` in its command, without `${args}`.
+        config: Its content, as sent to W&B.
+        arguments: Arguments of `swin-lightning` in its command, without `${args}`.
     """
 
     path: Path
@@ -37,8 +38,13 @@ class Sweep:
     arguments: tuple[str, ...]
 
     @property
+    def method(self) -> str:
+        """`grid`, `random` or `bayes`."""
+        return str(self.config["method"])
+
+    @property
     def metric(self) -> str:
-        """Name of the metric that decides."""
+        """Name of the metric to optimise."""
         return str(self.config["metric"]["name"])
 
     @property
@@ -47,164 +53,216 @@ class Sweep:
         return str(self.config["metric"]["goal"])
 
     @property
-    def engine_config(self) -> dict[str, Any]:
-        """The part that decides which trials come and which are stopped, without what only W&B's server knows."""
-        kept = ("method", "metric", "parameters", "early_terminate")
-        config = {key: value for key, value in self.config.items() if key in kept}
-        if "early_terminate" in config:
-            config["early_terminate"] = {k: v for k, v in config["early_terminate"].items() if k != "strict"}
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """Dotted key of an option -> its values or distribution."""
+        parameters: dict[str, dict[str, Any]] = self.config["parameters"]
+        return parameters
+
+    @property
+    def search_config(self) -> dict[str, Any]:
+        """The part of the file that the `sweeps` library takes."""
+        config = {key: self.config[key] for key in ("method", "metric", "parameters")}
+        if "early_terminate" in self.config:  # `strict` is known to the W&B server only
+            config["early_terminate"] = {k: v for k, v in self.config["early_terminate"].items() if k != "strict"}
         return config
 
+    def num_trials(self, count: int | None = None) -> int | None:
+        """Total number of trials: `count`, else `run_cap`; a grid has at most one per combination. None: no limit."""
+        limit: int | None = count or self.config.get("run_cap")
+        if self.method != "grid":
+            return limit
+        distinct = [{repr(value) for value in spec.get("values", [None])} for spec in self.parameters.values()]
+        combinations = math.prod(len(values) for values in distinct)
+        return min(limit, combinations) if limit else combinations
+
     def command(self, parameters: dict[str, Any]) -> list[str]:
-        """The command of a trial; values are written as W&B's agent writes them."""
-        return [sys.executable, "-m", "swin_lightning", *self.arguments, *as_arguments(parameters)]
+        """The command of a trial."""
+        return [sys.executable, "-m", "swin_lightning", *self.arguments, *to_arguments(parameters)]
 
 
-def as_arguments(parameters: dict[str, Any]) -> list[str]:
-    """`{"model.lr": 0.1}` -> `["--model.lr=0.1"]`, as W&B's agent does it."""
+def to_arguments(parameters: dict[str, Any]) -> list[str]:
+    """`{"model.lr": 0.1}` -> `["--model.lr=0.1"]`, as W&B's agent formats them."""
     return [f"--{key}={value}" for key, value in parameters.items()]
 
 
-def read_sweep(path: str | Path) -> Sweep:
-    """Read and check a sweep file: its structure, every key and value against the program's options.
+def find_sweep(name: str) -> Path:
+    """A sweep file by path or by name.
+
+    Args:
+        name: A path, or a name such as `digits`: `experiments/sweeps/digits.yaml` in the working directory, then in the
+            installed package.
 
     Raises:
-        ValueError: One line that names the file, the key, the value and the cure.
+        UserError: If there is no such file.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    from swin_lightning.config import find_experiment
+
+    try:
+        return find_experiment(f"sweeps/{name}")
+    except UserError:
+        raise UserError(f"{name}: no such sweep file; the sweeps of this project are in experiments/sweeps") from None
+
+
+def read_sweep(path: str | Path) -> Sweep:
+    """Read and check a sweep file: its structure, and every parameter against the options of `swin-lightning fit`.
+
+    Raises:
+        UserError: One line with the file, the key, the value and a suggested fix.
     """
     path = Path(path)
     try:
-        return _read(path)
-    except ValueError as error:
+        config = _load_yaml(path)
+        _check_structure(config)
+        _check_parameters(config["parameters"])
+        sweep = Sweep(path, config, _parse_command(config["command"]))
+        _check_schema(sweep)
+        _check_options(sweep)
+    except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    return sweep
 
 
 # helpers
 
 
-def _read(path: Path) -> Sweep:
+def _load_yaml(path: Path) -> Any:
     try:
-        config = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UserError("there is no such file; those of this project are in experiments/sweeps") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot be read as YAML ({' '.join(str(error).split())})") from error
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"not valid YAML ({summarize(error)})") from error
+
+
+def _check_structure(config: Any) -> None:
+    required = ("method", "metric", "parameters", "command")
     if not isinstance(config, dict):
-        raise UserError(f"holds a {type(config).__name__} instead of the keys method, metric, parameters and command")
+        raise UserError(f"expected a mapping with the keys {', '.join(required)}, got {type(config).__name__}")
     for key in config:
-        _known(str(key), KEYS, "")
-    for key in ("method", "metric", "parameters", "command"):
+        _check_choice("key", str(key), KEYS)
+    for key in required:
         if not config.get(key):
-            raise UserError(f"{key} is missing")
-    _known(str(config["method"]), METHODS, "method ")
+            raise UserError(f"key {key!r} is missing")
+    _check_choice("method", str(config["method"]), METHODS)
     metric = config["metric"]
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
-        raise UserError(f"metric {metric!r} needs a name and a goal, such as {{name: val/acc_best, goal: maximize}}")
-    _known(str(metric.get("goal")), GOALS, "metric.goal ")
+        raise UserError(
+            f"metric: expected a name and a goal, e.g. {{name: val/acc_best, goal: maximize}}, got {metric!r}"
+        )
+    _check_choice("metric.goal", str(metric.get("goal")), GOALS)
     cap = config.get("run_cap")
     if cap is not None and not (isinstance(cap, int) and cap > 0):
-        raise UserError(f"run_cap {cap!r} must be a whole number above 0")
-    _check_parameters(config["parameters"])
-    sweep = Sweep(path, config, _arguments(config["command"]))
-    _check_schema(sweep)
-    _check_options(sweep)
-    return sweep
+        raise UserError(f"run_cap: expected a positive integer, got {cap!r}")
 
 
-def _known(word: str, words: tuple[str, ...], what: str) -> None:
+def _check_choice(what: str, word: str, words: tuple[str, ...]) -> None:
     if word not in words:
-        near = difflib.get_close_matches(word, words, n=1)
-        cure = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(words)}"
-        raise UserError(f"{what or 'key '}{word!r} is unknown; {cure}")
+        close = difflib.get_close_matches(word, words, n=1)
+        fix = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(words)}"
+        raise UserError(f"unknown {what} {word!r}; {fix}")
 
 
 def _check_parameters(parameters: Any) -> None:
     if not isinstance(parameters, dict):
-        raise UserError(f"parameters {parameters!r} must name options of the program, such as model.lr")
+        raise UserError(f"parameters: expected a mapping of options such as model.lr, got {parameters!r}")
     for name, spec in parameters.items():
-        what = f"parameters.{name}"
+        where = f"parameters.{name}"
         if not isinstance(spec, dict):
-            raise UserError(f"{what} {spec!r} must say value, values, or min and max")
+            raise UserError(f"{where}: expected a mapping with value, values, or min and max, got {spec!r}")
         if "parameters" in spec:
-            raise UserError(f"{what} is nested; write each option in one line with its dotted key, such as model.lr")
+            raise UserError(f"{where}: nested parameters are not supported; use dotted keys such as model.lr")
         for key, value in spec.items():
-            _known(str(key), PARAMETER_KEYS, f"{what}: key ")
+            _check_choice(f"key in {where}:", str(key), PARAMETER_KEYS)
             if value is None or (isinstance(value, list) and None in value):
                 raise UserError(
-                    f"{what}.{key} {value!r}: null reaches the program as the word None; leave the option out or give "
-                    "the value that turns it off"
+                    f'{where}.{key} {value!r}: null is passed as the string "None"; omit the option or use its "off" '
+                    "value"
                 )
             if key in ("min", "max", "mu", "sigma", "q") and isinstance(value, str):
-                raise UserError(f"{what}.{key} {value!r} is text to YAML; write numbers with a point, such as 1.0e-4")
+                raise UserError(f"{where}.{key} {value!r}: a string in YAML; write it with a decimal point: 1.0e-4")
         if ".init_args" in name:
             short = name.replace(".init_args", "")
-            raise UserError(f"{what}: write {short}, the key under which the run logs it, or it has two columns in W&B")
+            raise UserError(f"{where}: use {short}; runs log options without init_args, W&B would show two columns")
 
 
-def _arguments(command: Any) -> tuple[str, ...]:
+def _parse_command(command: Any) -> tuple[str, ...]:
+    """The arguments of `swin-lightning` in the command of a sweep file, without `${args}`."""
     if not isinstance(command, list) or not all(isinstance(part, str) for part in command):
-        raise UserError(f"command {command!r} must be a list, such as [swin-lightning, fit, -c, FILE, '${{args}}']")
+        raise UserError(
+            f"command: expected a list such as [swin-lightning, fit, -c, FILE, '${{args}}'], got {command!r}"
+        )
     parts = [part for part in command if part != "${env}"]
     program = next((p for p in PROGRAMS if parts[: len(p)] == p), None)
     if program is None or parts.count("${args}") != 1 or parts[len(program)] != "fit":
-        raise UserError(f"command {' '.join(command)!r} must run `swin-lightning fit ...` and hold ${{args}} once")
-    rest = [part for part in parts[len(program) :] if part != "${args}"]
-    if macros := [part for part in rest if "${" in part]:
-        raise UserError(f"command: {macros[0]} is not known here; use ${{args}}, and write the rest out")
-    return tuple(rest)
+        raise UserError(f"command {' '.join(command)!r}: expected `swin-lightning fit ...` with ${{args}} exactly once")
+    arguments = [part for part in parts[len(program) :] if part != "${args}"]
+    if macros := [part for part in arguments if "${" in part]:
+        raise UserError(f"command: {macros[0]} is not supported; use ${{args}} and write out everything else")
+    return tuple(arguments)
 
 
 def _check_schema(sweep: Sweep) -> None:
-    """What W&B's own engine says of the file."""
-    violations_of = import_engine().config.cfg.schema_violations_from_proposed_config
-    for name, spec in sweep.config["parameters"].items():  # by itself, or the message would not name it
-        one = {**sweep.engine_config, "parameters": {name: spec}}
-        if violations := violations_of(one):
-            raise UserError(f"parameters.{name} {spec} does not fit W&B's format: {' '.join(violations[0].split())}")
-    continuous = [name for name, spec in sweep.config["parameters"].items() if not {"value", "values"} & spec.keys()]
-    if sweep.config["method"] == "grid" and continuous:
-        raise UserError(f"parameters.{continuous[0]}: a grid needs values; or use method random or bayes")
+    """Validate against the schema of the `sweeps` library."""
+    violations_of = import_sweeps().config.cfg.schema_violations_from_proposed_config
+    for name, spec in sweep.parameters.items():  # one at a time, because the messages do not name the parameter
+        if violations := violations_of({**sweep.search_config, "parameters": {name: spec}}):
+            raise UserError(f"parameters.{name}: {spec} does not match W&B's format: {' '.join(violations[0].split())}")
+        if sweep.method == "grid" and not {"value", "values"} & spec.keys():
+            raise UserError(f"parameters.{name}: grid search needs value or values; or use method random or bayes")
 
 
 def _check_options(sweep: Sweep) -> None:
-    """Every key and value, as the program's own parser sees them; continuous ones at both ends and in the middle."""
-    from swin_lightning.cli import Dry, start
+    """Parse the arguments of trials that together contain every value of every parameter."""
+    arguments = sweep.arguments[1:]  # without `fit`
+    values = {name: _values_to_check(name, spec) for name, spec in sweep.parameters.items()}
+    for i in range(max(map(len, values.values()))):
+        trial = {name: options[i % len(options)] for name, options in values.items()}
+        error = _parse_error([*arguments, *to_arguments(trial)])
+        if error is None:
+            continue
+        if command_error := _parse_error(arguments):
+            raise UserError(f"command: {command_error}")
+        for name, value in trial.items():
+            if option_error := _parse_error([*arguments, *to_arguments({name: value})]):
+                raise UserError(f"parameters.{name} {value!r}: {option_error}")
+        raise UserError(f"parameters {trial}: {error}")
 
-    candidates = {name: _candidates(name, spec) for name, spec in sweep.config["parameters"].items()}
+
+def _parse_error(arguments: Sequence[str]) -> UserError | None:
+    """What is wrong with arguments of `swin-lightning fit`."""
+    from swin_lightning.config import load
+
     try:
-        parser = start(Dry, list(sweep.arguments)).parser
+        load(arguments)
     except UserError as error:
-        raise UserError(f"command: {error}") from error
-    for name, values in candidates.items():
-        for value in values:
-            try:
-                parser.parse_args([*sweep.arguments, *as_arguments({name: value})])
-            except UserError as error:
-                raise UserError(f"parameters.{name} {value!r}: {error}") from error
-    for row in itertools.zip_longest(*candidates.values()):  # together, since one may need another
-        both = {name: value for name, value in zip(candidates, row, strict=True) if value is not None}
-        try:
-            parser.parse_args([*sweep.arguments, *as_arguments(both)])
-        except UserError as error:
-            raise UserError(f"parameters {both}: {error}") from error
+        return error
+    return None
 
 
-def _candidates(name: str, spec: dict[str, Any]) -> list[Any]:
+def _values_to_check(name: str, spec: dict[str, Any]) -> list[Any]:
+    """All values of a discrete parameter; both ends and the middle of a distribution."""
     if "value" in spec:
         return [spec["value"]]
     if "values" in spec:
         return list(spec["values"])
-    parameter = import_engine().params.HyperParameter(name, dict(spec))
-    return [plain(parameter.ppf(share)) for share in (0.001, 0.5, 0.999)]
+    try:
+        parameter = import_sweeps().params.HyperParameter(name, dict(spec))
+    except ValueError as error:
+        raise UserError(f"parameters.{name}: {summarize(error)}") from error
+    return [to_python(parameter.ppf(quantile)) for quantile in (0.001, 0.5, 0.999)]
 
 
-def import_engine() -> Any:
-    """W&B's search engine, the package `sweeps`, without its remark on pydantic."""
+def import_sweeps() -> Any:
+    """W&B's search library `sweeps`, imported without its deprecation warning from pydantic."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import sweeps
     return sweeps
 
 
-def plain(value: Any) -> Any:
-    """A NumPy scalar as Python's own."""
+def to_python(value: Any) -> Any:
+    """Convert a NumPy scalar to a Python number."""
     return value.item() if hasattr(value, "item") else value

@@ -1,12 +1,13 @@
-"""The trials of a sweep and the journal that survives a kill at any moment."""
+"""The trials of a sweep, and the log from which an interrupted sweep is restored."""
 
-import csv
 import json
 import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from swin_lightning.runs import RunFolder
 
 State = Literal["running", "finished", "stopped", "crashed"]
 
@@ -16,12 +17,12 @@ class Trial:
     """One run of a sweep.
 
     Args:
-        number: From 1, in the order of the starts.
-        id: End of the run folder's name, and the run's id in W&B.
-        parameters: Options by their dotted keys.
-        state: `stopped` is by early termination.
+        number: Starts at 1, in order of creation.
+        id: Run id, here and in W&B; the end of the run folder's name.
+        parameters: Option values by dotted key.
+        state: `stopped` means early termination.
         metrics: Last value of every metric.
-        seconds: Time of its process, the last one where it was taken up again.
+        seconds: Run time of the process; of the last one if the trial was resumed.
         reason: Why it crashed.
     """
 
@@ -34,16 +35,16 @@ class Trial:
     reason: str | None = None
 
 
-class Journal:
-    """`trials.jsonl`: one line a change of a trial, the last line of a trial counts."""
+class TrialLog:
+    """`trials.jsonl`: one line per change of a trial; the last line of a trial is its current state."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "trials.jsonl"
 
     def read(self) -> list[Trial]:
-        """All trials in the order of their numbers; a line that a kill has cut off does not count."""
+        """All trials in order of their numbers. Incomplete lines, left by a killed process, are ignored."""
         trials: dict[int, Trial] = {}
-        for line in self.path.read_text().splitlines() if self.path.is_file() else []:
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
             try:
                 trial = Trial(**json.loads(line))
             except (json.JSONDecodeError, TypeError):
@@ -52,36 +53,39 @@ class Journal:
         return [trials[number] for number in sorted(trials)]
 
     def write(self, trial: Trial) -> None:
-        """Append the trial as it is now; after the return no kill can undo it."""
-        whole = not self.path.is_file() or self.path.read_bytes().endswith(b"\n")
-        with self.path.open("a") as file:
-            file.write(("" if whole else "\n") + json.dumps(asdict(trial)) + "\n")
+        """Append the current state of a trial and flush it to disk."""
+        complete = not self.path.is_file() or self.path.read_bytes().endswith(b"\n")
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(("" if complete else "\n") + json.dumps(asdict(trial)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
 
-def run_folder(folder: Path, trial: Trial) -> Path | None:
-    """Where a trial's run lives; None before it has one."""
-    return next(iter(sorted(folder.glob(f"runs/*/*-{trial.id}"))), None)
+def runs_folder(folder: Path) -> Path:
+    """Root of the runs of a sweep, in the sweep's folder."""
+    return folder / "runs"
+
+
+def run_of(folder: Path, trial: Trial) -> RunFolder | None:
+    """The run of a trial, None before it has been created."""
+    return RunFolder.with_id(trial.id, runs_folder(folder))
 
 
 def read_metrics(folder: Path, trial: Trial) -> dict[str, list[float]]:
-    """All finite values of each metric that a trial has logged so far, in order."""
-    run = run_folder(folder, trial)
+    """All finite values that a trial has logged so far: metric -> values in order."""
+    run = run_of(folder, trial)
     values: dict[str, list[float]] = {}
-    if run is not None and (run / "metrics.csv").is_file():
-        with (run / "metrics.csv").open(newline="") as file:
-            for row in csv.DictReader(file):
-                for name, text in row.items():
-                    number = _number(text)
-                    if number is not None:
-                        values.setdefault(name, []).append(number)
+    for row in run.read_metrics() if run else []:
+        for name, text in row.items():
+            number = _parse_number(text)
+            if number is not None:
+                values.setdefault(name, []).append(number)
     return values
 
 
-def _number(text: Any) -> float | None:
+def _parse_number(text: Any) -> float | None:
     try:
         number = float(text)
-    except (TypeError, ValueError):  # empty, or a line that is being written
+    except (TypeError, ValueError):  # an empty cell, or a row that is being written
         return None
     return number if math.isfinite(number) else None

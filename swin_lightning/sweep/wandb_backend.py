@@ -1,4 +1,4 @@
-"""A sweep on W&B's server. Here and in `tracking.py` stands all that knows W&B; it is imported inside functions."""
+"""Sweeps on the W&B server. Only this file and `loggers.py` use wandb, which is imported inside functions."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from swin_lightning.errors import UserError
+from swin_lightning.errors import UserError, summarize
 from swin_lightning.sweep.trial_log import State, Trial
 
 STATES: dict[str, State] = {
@@ -17,15 +17,18 @@ STATES: dict[str, State] = {
 
 
 def run_sweep(config: dict[str, Any], environments: Sequence[dict[str, str]], count: int | None) -> bool:
-    """Create a sweep on W&B's server and run its agents on this machine to their end.
+    """Create a sweep on the W&B server, run agents on this machine and wait for them.
 
     Args:
-        config: The sweep file's content.
+        config: Content of the sweep file.
         environments: Environment variables of each agent.
-        count: Trials of all these agents together, or None.
+        count: Total number of trials of these agents; None for no limit.
 
     Returns:
-        Whether it has run; False where the server does not answer, which is said.
+        False if the server cannot be reached (reported on stderr), True otherwise.
+
+    Raises:
+        UserError: If an agent fails.
     """
     import wandb
 
@@ -35,9 +38,9 @@ def run_sweep(config: dict[str, Any], environments: Sequence[dict[str, str]], co
         project = os.environ.get("WANDB_PROJECT") or config.get("project") or api.settings["project"]
         path = f"{entity}/{project}/{wandb.sweep(config, entity=entity, project=project)}"
     except (wandb.errors.CommError, wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
-        print(f"W&B: the server does not answer ({str(error).splitlines()[0]}); the sweep runs here", file=sys.stderr)
+        print(f"W&B: cannot create the sweep ({summarize(error)}); running it on this machine", file=sys.stderr)
         return False
-    print(f"more machines join with: wandb agent {path}", flush=True)
+    print(f"to add agents on other machines: wandb agent {path}", flush=True)
     n = len(environments)
     shares = [None] * n if count is None else [count // n + (i < count % n) for i in range(n)]
     agents = [
@@ -50,39 +53,40 @@ def run_sweep(config: dict[str, Any], environments: Sequence[dict[str, str]], co
     ]
     try:
         codes = [agent.wait() for agent in agents]
-    except KeyboardInterrupt:  # the agents have it too, and end their runs
+    except KeyboardInterrupt:  # the agents receive it as well and stop their runs
         for agent in agents:
             agent.wait()
         sys.exit(128 + signal.SIGINT)
     if any(codes):
-        raise UserError(f"W&B's agent ended with exit code {max(codes)}; its output above says why")
+        raise UserError(f"a W&B agent failed with exit code {max(codes)}; see its output above")
     return True
 
 
 def load_trials(path: str) -> tuple[dict[str, Any], list[Trial], dict[str, str]]:
-    """The trials of a sweep on W&B's server.
+    """The trials of a sweep on the W&B server.
 
     Args:
         path: `entity/project/sweep`.
 
     Returns:
-        The sweep's configuration, its trials, and the address of each by its id.
+        The configuration of the sweep, its trials, and the URL of each trial by id.
 
     Raises:
-        ValueError: If there is no such sweep, or the server does not answer.
+        UserError: If the sweep does not exist or the server cannot be reached.
     """
     import wandb
 
     try:
-        found = wandb.Api().sweep(path)
-        runs = sorted(found.runs, key=lambda run: run.created_at)
+        api: Any = wandb.Api()
+        sweep = api.sweep(path)
+        runs = sorted(sweep.runs, key=lambda run: run.created_at)
     except (wandb.errors.CommError, wandb.errors.AuthenticationError, wandb.errors.UsageError, ValueError) as error:
-        raise UserError(f"sweep {path!r}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"sweep {path!r}: {summarize(error)}") from error
     trials, urls = [], {}
     for number, run in enumerate(runs, 1):
-        options = {name: run.config.get(name) for name in found.config["parameters"]}
+        parameters = {name: run.config.get(name) for name in sweep.config["parameters"]}
         metrics = {k: float(v) for k, v in run.summary.items() if isinstance(v, int | float) and not k.startswith("_")}
         seconds = float(run.summary.get("_runtime") or 0)
-        trials.append(Trial(number, run.id, options, STATES.get(run.state, "crashed"), metrics, seconds))
+        trials.append(Trial(number, run.id, parameters, STATES.get(run.state, "crashed"), metrics, seconds))
         urls[run.id] = run.url
-    return found.config, trials, urls
+    return sweep.config, trials, urls

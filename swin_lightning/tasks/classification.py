@@ -1,198 +1,162 @@
-"""SwinClassifier: backbone, head, loss and metrics as one LightningModule."""
+"""SwinClassifier: a task with a linear head, a loss and metrics."""
 
-import math
+import logging
+import re
 import warnings
-from collections.abc import Callable
-from typing import Any, Literal, cast
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
-from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from swin_lightning.batch import IGNORE_INDEX, Batch
-from swin_lightning.errors import UserError
-from swin_lightning.models.resize import BiasResize
-from swin_lightning.models.weights import HeadRows, load_weights, read_checkpoint
-from swin_lightning.optim import parameter_groups, warmup_cosine
+from swin_lightning.errors import UserError, summarize
+from swin_lightning.losses import class_probabilities
+from swin_lightning.models.weights import read_checkpoint
+from swin_lightning.tasks.base import Task
 
-CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+log = logging.getLogger(__name__)
+
+OWN_METRICS = ("loss", "acc", "acc5")
 
 
-class SwinClassifier(LightningModule):
-    """An image classifier. The backbone may be any module with `num_features` that maps images to `B, num_features`.
+class SwinClassifier(Task):
+    """Image classifier. The backbone is any module with `num_features` that maps images to `B, num_features`.
+
+    `val/loss` and `test/loss` are the training loss without label smoothing.
 
     Args:
         backbone: The network below the head.
-        num_classes: Classes K.
-        lr: Peak learning rate for the global batch, used as written.
-        weight_decay: Of AdamW; norms, biases and bias tables have none.
-        warmup_epochs: Epochs of linear warm-up.
-        warmup_lr: Learning rate of the first step where there is a warm-up.
-        min_lr: Learning rate at the end of the cosine.
-        layer_decay: Factor of the learning rate from a layer to the one before it.
-        label_smoothing: Of the training loss, for class indices and mixed targets alike.
-        weights: File to take the parameters from, see `models.checkpoints`.
-        bias_resize: How bias tables from `weights` of another window are resized: `bicubic` as the official code, or
-            `geometric` as SimMIM.
-        head_rows: `imagenet22k` starts the head for ImageNet-1K with its rows of a head for ImageNet-22K in `weights`.
-        compile: Compile the backbone, by torch.compile's default or in the mode that is named: `reduce-overhead`
-            records CUDA graphs, `max-autotune` also tries kernels; neither has run on a GPU yet. What stochastic depth
-            drops is then computed, so that a graph has one shape.
-        gradient_checkpointing: Recompute the blocks in the backward pass to save memory.
-        class_names: Names of the classes, kept in the checkpoint for predictions.
+        num_classes: Number of classes K; the command line takes it from the data.
+        label_smoothing: Label smoothing of the default loss, for class indices and mixed targets alike.
+        loss: Callable `(logits, targets) -> scalar` in place of the default cross-entropy: `torch.nn.CrossEntropyLoss`
+            with class weights, `torch.nn.BCEWithLogitsLoss` (on one-hot targets), a class of `swin_lightning.losses` or
+            your own. Targets are class indices `B`, or probabilities `B, K` with mixup or CutMix.
+        metrics: Further metrics of torchmetrics by name, logged as `val/<name>` and `test/<name>`; one value per class
+            as `val/<name>/<class>`. They get probabilities `B, K` and class indices `B`.
+        class_names: Names of the classes, stored in the checkpoint for predictions; the command line takes them from
+            the data.
+        **task: Arguments of `Task`.
 
     Raises:
-        ValueError: If the weights do not fit, the learning rate is not positive, or the backbone cannot do what an
-            option asks.
+        UserError: As `Task`; also for a metric that does not fit the classes.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
         num_classes: int,
-        lr: float = 1e-3,
-        weight_decay: float = 0.05,
-        warmup_epochs: float = 0.0,
-        warmup_lr: float = 1e-6,
-        min_lr: float = 1e-5,
-        layer_decay: float = 1.0,
         label_smoothing: float = 0.0,
-        weights: str | None = None,
-        bias_resize: BiasResize = "bicubic",
-        head_rows: HeadRows | None = None,
-        compile: bool | CompileMode = False,
-        gradient_checkpointing: bool = False,
+        loss: Callable[..., Any] | None = None,
+        metrics: dict[str, Metric] | None = None,
         class_names: list[str] | None = None,
+        **task: Any,
     ) -> None:
-        super().__init__()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Attribute 'backbone' is an instance")  # removed below
-            self.save_hyperparameters(logger=False)  # the command line logs the whole configuration under its own keys
-        self.hparams["weights"] = None  # a checkpoint brings its own
-        if isinstance(self.hparams["backbone"], nn.Module):  # built outside the command line: no plain value
-            del self.hparams["backbone"]
-        if lr <= 0:
-            raise UserError(f"model.lr {lr} must be above 0")
+        super().__init__(backbone, **task)
         self.num_classes = num_classes
-        self.lr, self.min_lr, self.layer_decay = lr, min_lr, layer_decay
-        self.weight_decay = weight_decay
-        self.warmup_epochs, self.warmup_lr = warmup_epochs, warmup_lr
-        self.label_smoothing = label_smoothing
-        self.compile_backbone = compile
         self.class_names = class_names
-
-        self.backbone = backbone
+        self.label_smoothing = label_smoothing
+        self.loss = loss
+        if loss is not None and label_smoothing:
+            log.warning(f"model.label_smoothing {label_smoothing} has no effect: model.loss is {_name(loss)}")
         if isinstance(getattr(backbone, "head", None), nn.Linear):
-            backbone.head = nn.Identity()  # the classifier's head takes its place
+            backbone.head = nn.Identity()  # replaced by the head of the classifier
         self.head = nn.Linear(int(backbone.num_features), num_classes)  # type: ignore[arg-type]
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        if gradient_checkpointing:
-            if not hasattr(backbone, "set_grad_checkpointing"):
-                raise UserError(
-                    f"model.gradient_checkpointing: {type(backbone).__name__} has no set_grad_checkpointing()"
-                )
-            backbone.set_grad_checkpointing()  # type: ignore[operator]
-        if weights is not None:
-            load_weights(self, weights, bias_resize, head_rows)
-
-        self.val_metrics, self.test_metrics = (
-            nn.ModuleDict({name: Mean() for name in ("loss", "acc", "acc5")}) for _ in ("val", "test")
-        )
-
-    def setup(self, stage: str) -> None:
-        if self.compile_backbone:
-            mode = self.compile_backbone if isinstance(self.compile_backbone, str) else None
-            # in place: the parameters keep their names; a graph a size: one for all sizes once took over 20 min to make
-            self.backbone.compile(mode=mode, dynamic=False)
-            self.compile_backbone = False
+        self.extra_metrics = sorted(metrics or {})
+        self.metrics = nn.ModuleDict()  # by the names under which they are logged
+        for split in ("val", "test"):
+            self.metrics.update({f"{split}/{name}": WeightedMean() for name in OWN_METRICS})
+            for name, metric in (metrics or {}).items():
+                _check_metric(name, metric, num_classes)
+                self.metrics[f"{split}/{name}"] = deepcopy(metric)
+        self.finish_init()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `B, num_classes` of normalised images `B, 3, H, W`."""
-        return self.head(self.backbone(images))
+        return self.head(self.backbone(images))  # type: ignore[no-any-return]
+
+    def compute_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of a batch. Override it, or `training_step`, in a subclass.
+
+        Args:
+            logits: `B, K` float32.
+            targets: Class indices `B`, or probabilities `B, K`.
+        """
+        if self.loss is None:
+            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing if self.training else 0.0)
+        if isinstance(self.loss, nn.BCEWithLogitsLoss):
+            targets = class_probabilities(logits, targets)
+        if isinstance(self.loss, nn.CrossEntropyLoss) and not self.training:
+            return F.cross_entropy(logits, targets, self.loss.weight)
+        return self.loss(logits, targets)  # type: ignore[no-any-return]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logits, targets = self(batch["image"]), batch["target"]
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+        logits = self(batch["image"])
+        loss = self.compute_loss(logits.float(), batch["target"])
         self.log("train/loss", loss, batch_size=len(logits))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._evaluate(batch, "val", self.val_metrics)
+        return self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._evaluate(batch, "test", self.test_metrics)
+        return self._evaluate(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Probabilities, `B, num_classes`."""
-        return self(batch["image"]).float().softmax(dim=1)
+        return self(batch["image"]).float().softmax(dim=1)  # type: ignore[no-any-return]
 
-    def configure_optimizers(self) -> Any:
-        layer_id = getattr(self.backbone, "layer_id", None)
-        groups = parameter_groups(
-            self, self.lr, self.weight_decay, self.layer_decay, layer_id and _below_backbone(layer_id)
-        )
-        optimizer = AdamW(groups, lr=self.lr, betas=(0.9, 0.999), fused=self._can_fuse())
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, self._lr_factor), "interval": "step", "name": "lr"},
-        }
+    def on_validation_epoch_end(self) -> None:
+        self._log_per_class("val")
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        precision = self.trainer.precision_plugin
-        if gradient_clip_val and isinstance(precision, MixedPrecision) and precision.scaler is None:
-            # Lightning refuses to clip for a fused optimizer in mixed precision, since gradients may still be scaled;
-            # in bfloat16 they never are
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+    def on_test_epoch_end(self) -> None:
+        self._log_per_class("test")
 
     # helpers
 
-    def _evaluate(self, batch: Batch, split: str, metrics: nn.ModuleDict) -> Tensor:
+    def _evaluate(self, batch: Batch, split: str) -> Tensor:
         logits, targets = self(batch["image"]).float(), batch["target"]
-        best = logits.topk(min(5, self.num_classes)).indices
-        sums = {
-            "loss": F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum"),
-            "acc": (logits.argmax(dim=1) == targets).sum(),
-            "acc5": (best == targets[:, None]).sum(),
-        }
-        count = (targets != IGNORE_INDEX).sum()
+        known = targets != IGNORE_INDEX
+        count = known.sum()
+        top5 = logits.topk(min(5, self.num_classes)).indices
+        if self.loss is None:
+            loss = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+        else:  # the mean over the labelled samples; selecting them makes the host wait for a GPU
+            loss = self.compute_loss(logits[known], targets[known]) * count if count else logits.new_zeros(())
+        sums = {"loss": loss, "acc": (logits.argmax(dim=1) == targets).sum(), "acc5": (top5 == targets[:, None]).sum()}
         for name, total in sums.items():
-            metric = cast(Mean, metrics[name])
+            metric = cast(WeightedMean, self.metrics[f"{split}/{name}"])
             metric.update(total, count)
             self.log(f"{split}/{name}", metric, prog_bar=True)
+        for name in self.extra_metrics:
+            extra = cast(Metric, self.metrics[f"{split}/{name}"])
+            if count:
+                extra.update(logits[known].softmax(dim=1), targets[known])
+            if not _per_class(extra):
+                self.log(f"{split}/{name}", extra)
         return logits
 
-    def _can_fuse(self) -> bool:
-        # a fused step unscales float16 gradients by itself, which keeps them from being clipped
-        return self.device.type in ("cuda", "cpu") and (self._trainer is None or self.trainer.precision != "16-mixed")
-
-    def _lr_factor(self, step: int) -> float:
-        # Read here and not in configure_optimizers: asking the trainer for the number of steps that early would
-        # make it build the loaders before a resumed run knows where it stands (Lightning-AI/pytorch-lightning#20550).
-        start, end = self.warmup_lr / self.lr, self.min_lr / self.lr
-        if step == 0:
-            return start if self.warmup_epochs else 1.0
-        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        total = self.trainer.max_steps
-        if total < 0:
-            total = steps_per_epoch * (self.trainer.max_epochs or 1)
-        return warmup_cosine(step, total, round(self.warmup_epochs * steps_per_epoch), start, end)
+    def _log_per_class(self, split: str) -> None:
+        names = self.class_names or [str(k) for k in range(self.num_classes)]
+        for name in self.extra_metrics:
+            metric = cast(Metric, self.metrics[f"{split}/{name}"])
+            if _per_class(metric):
+                for label, value in zip(names, metric.compute(), strict=True):
+                    self.log(f"{split}/{name}/{label}", value)
+                metric.reset()
 
 
-class Mean(Metric):
-    """Mean over samples. torchmetrics' own metrics look into every batch's values, for which a GPU is waited for."""
+class WeightedMean(Metric):
+    """Mean over samples.
+
+    torchmetrics' MeanMetric checks every batch for NaN, which makes the host wait for a GPU, and with
+    `nan_strategy="disable"` version 1.9 ignores the weights.
+    """
 
     total: Tensor
     count: Tensor
@@ -210,21 +174,55 @@ class Mean(Metric):
         return self.total / self.count.clamp(min=1)
 
 
-def _below_backbone(layer_id: Callable[[str], int]) -> Callable[[str], int]:
-    """Depth by the classifier's parameter names: those of the backbone lose their prefix, the head keeps its name."""
-    return lambda name: layer_id(name.removeprefix("backbone."))
-
-
 def load_classifier(path: str) -> SwinClassifier:
     """The classifier of a run's checkpoint, on the CPU.
 
     Raises:
-        ValueError: If the file is no checkpoint of a run, or does not know its backbone.
+        UserError: If the file is not a checkpoint of a run or does not store its backbone configuration.
     """
     hparams = read_checkpoint(path).get("hyper_parameters")
-    if not isinstance(hparams, dict) or "backbone" not in hparams:
+    if not isinstance(hparams, Mapping) or "backbone" not in hparams:
         raise UserError(
-            f"checkpoint {path!r} does not tell its model, as those of `swin-lightning fit` do; for weights, build the "
-            "model in Python with weights=PATH and call models.checkpoints.save_weights"
+            f"checkpoint {path!r} does not store its backbone configuration (only checkpoints written by "
+            "`swin-lightning fit` do); for weights alone, build the model in Python with weights=PATH"
         )
     return SwinClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+
+
+# helpers
+
+
+def _per_class(metric: Metric) -> bool:
+    """Whether a metric has one value per class: `average: none` of torchmetrics' classification metrics."""
+    return getattr(metric, "average", "macro") in (None, "none")
+
+
+def _check_metric(name: str, metric: Metric, num_classes: int) -> None:
+    """Compute a metric on a few samples, so that one that does not fit is found before training."""
+    if not re.fullmatch(r"\w+", name) or name in OWN_METRICS:
+        raise UserError(
+            f"model.metrics: name {name!r} must be letters, digits and _, other than {', '.join(OWN_METRICS)}"
+        )
+    rows = min(num_classes, 16)
+    probabilities = torch.eye(num_classes)[:rows] * 0.5 + 0.5 / num_classes
+    trial = deepcopy(metric)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trial.update(probabilities, torch.arange(rows))
+            value = trial.compute()
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise UserError(
+            f"model.metrics.{name}: {_name(metric)} with {num_classes} classes: {summarize(error)}"
+        ) from error
+    expected = (num_classes,) if _per_class(metric) else ()
+    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if shape != expected:
+        raise UserError(
+            f"model.metrics.{name}: {_name(metric)} gives {shape}; only a scalar, or one value per class with "
+            "average: none, can be logged"
+        )
+
+
+def _name(value: Any) -> str:
+    return getattr(value, "__name__", type(value).__name__)

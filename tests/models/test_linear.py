@@ -1,19 +1,19 @@
-"""The linear layer as a convolution of one pixel: the same answers and gradients, on the processors it is for."""
+"""Linear layer as a 1x1 convolution: same outputs and gradients, on AMD CPUs with AVX-512 only."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from swin_lightning.models import linear as room
+from swin_lightning.models import linear as linear_module
 from swin_lightning.models.linear import Linear, linear
 
 
 @pytest.fixture
 def convolutions(monkeypatch):
-    """Any processor counts as one of AMD; the shapes of the convolutions' inputs."""
+    """Pretend to have an AMD CPU with AVX-512; returns the input shapes of convolutions."""
     shapes, original = [], F.conv2d
-    monkeypatch.setattr(room, "is_amd_with_avx512", lambda: True)
+    monkeypatch.setattr(linear_module, "is_amd_with_avx512", lambda: True)
     monkeypatch.setattr(F, "conv2d", lambda x, *more: shapes.append(tuple(x.shape)) or original(x, *more))
     return shapes
 
@@ -31,7 +31,7 @@ def convolutions(monkeypatch):
         ((0, 49, 6), None),
     ],
 )
-def test_a_convolution_gives_the_answers_and_gradients_of_a_linear_layer(convolutions, shape, image, bias):
+def test_outputs_and_gradients_match_linear(convolutions, shape, image, bias):
     layer = Linear(6, 10, bias=bias)
     x = torch.randn(shape, requires_grad=True)
     direction = torch.randn(*shape[:-1], 10)
@@ -40,20 +40,19 @@ def test_a_convolution_gives_the_answers_and_gradients_of_a_linear_layer(convolu
     assert convolutions == ([image] if image else [])
     reference = F.linear(x, layer.weight, layer.bias)
     torch.testing.assert_close(y, reference)
-    for ours, theirs in zip(
-        torch.autograd.grad(y, inputs, direction), torch.autograd.grad(reference, inputs, direction), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
+    gradients, expected = (torch.autograd.grad(out, inputs, direction) for out in (y, reference))
+    for actual, gradient in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(actual, gradient, atol=1e-4, rtol=1e-5)
 
 
-def test_tokens_that_do_not_lie_in_a_row(convolutions):
+def test_non_contiguous_input(convolutions):
     x = torch.randn(6, 16, 32).permute(1, 2, 0)
     weight = torch.randn(4, 6)
     torch.testing.assert_close(linear(x, weight, None), F.linear(x, weight))
     assert len(convolutions) == 1
 
 
-def test_lower_precision_and_compilers_get_the_plain_layer(convolutions):
+def test_other_dtypes_autocast_and_export_use_linear(convolutions):
     layer, x = Linear(6, 10), torch.randn(512, 6)
     layer.double()(x.double())
     layer.float()
@@ -65,12 +64,12 @@ def test_lower_precision_and_compilers_get_the_plain_layer(convolutions):
     assert not convolutions
 
 
-def test_other_processors_get_the_plain_layer(convolutions, monkeypatch):
-    monkeypatch.setattr(room, "is_amd_with_avx512", lambda: False)
+def test_other_cpus_use_linear(convolutions, monkeypatch):
+    monkeypatch.setattr(linear_module, "is_amd_with_avx512", lambda: False)
     Linear(6, 10)(torch.randn(512, 6))
     assert not convolutions
 
 
-def test_the_layer_is_a_linear_layer_for_those_who_ask():
+def test_is_an_nn_linear_with_the_same_state_dict():
     layer = Linear(6, 10)
     assert isinstance(layer, nn.Linear) and list(layer.state_dict()) == ["weight", "bias"]

@@ -1,4 +1,4 @@
-"""The named models: figures as published, usable by name in a configuration."""
+"""Registry of named models: published metrics, lookup, and use by name in a configuration."""
 
 import inspect
 
@@ -8,95 +8,127 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from swin_lightning import models
-from swin_lightning.cli import main
-from swin_lightning.models.flops import builders, count, image_size, num_classes, published
+from swin_lightning.errors import UserError
+from swin_lightning.models import registry
+from swin_lightning.models.registry import (
+    PretrainedMetrics,
+    PublishedResult,
+    compare_to_published,
+    list_models,
+    model_info,
+    register_model,
+)
 from swin_lightning.models.swin_v2 import WindowAttentionV2
 
-# microsoft/Swin-Transformer, README.md: millions of parameters and 10^9 MACs with 1000 classes
-PUBLISHED = {
-    "swin_tiny_patch4_window7_224": ("28", "4.5"),
-    "swin_small_patch4_window7_224": ("50", "8.7"),
-    "swin_base_patch4_window7_224": ("88", "15.4"),
-    "swin_large_patch4_window7_224": ("197", "34.5"),
-    "swin_base_patch4_window12_384": ("88", "47.1"),
-    "swin_large_patch4_window12_384": ("197", "103.9"),
-    "swinv2_tiny_patch4_window8_256": ("28", "5.9"),
-    "swinv2_small_patch4_window8_256": ("50", "11.5"),
-    "swinv2_base_patch4_window8_256": ("88", "20.3"),
-    "swinv2_tiny_patch4_window16_256": ("28", "6.6"),
-    "swinv2_small_patch4_window16_256": ("50", "12.6"),
-    "swinv2_base_patch4_window16_256": ("88", "21.8"),
-    "swinv2_base_patch4_window12to16_192to256": ("88", "21.8"),
-    "swinv2_large_patch4_window12to16_192to256": ("197", "47.5"),
-    "swinv2_base_patch4_window12to24_192to384": ("88", "54.7"),
-    "swinv2_large_patch4_window12to24_192to384": ("197", "115.4"),
-}
-EXACT = {"swin_tiny_patch4_window7_224": 28_288_354, "swinv2_tiny_patch4_window8_256": 28_347_154}
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """Models that a test registers disappear after it."""
+    monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_and_macs_are_the_published_ones(name):
-    parameters, macs = count(builders()[name], 1000, image_size(name))
-    figures = published(builders()[name])
-    assert (f"{parameters / 1e6:.0f}", f"{macs / 1e9:.1f}") == PUBLISHED[name] == (figures.parameters, figures.macs)
-    assert parameters == EXACT.get(name, parameters)
-    assert figures.results
+@pytest.mark.parametrize("name", list_models())
+def test_registered_model_is_exported_with_its_image_size(name):
+    info = model_info(name)
+    assert info.name == name and getattr(models, name) is info.builder
+    with torch.device("meta"):
+        backbone = info.builder()
+    assert type(backbone) is inspect.signature(info.builder).return_annotation
+    assert isinstance(backbone, models.SwinTransformerV2) == name.startswith("swinv2")
+    assert (backbone.img_size, backbone.num_classes) == (info.image_size, 0)
 
 
-def test_what_is_counted():
-    """A linear layer of 24 x 24, and two attention products, on 4 x 4 tokens of one window, written out."""
-    parameters, macs = count(
-        lambda **kw: models.SwinTransformer(embed_dim=24, depths=(1,), num_heads=(3,), window_size=4, **kw), 10, 16
+def test_every_exported_builder_is_registered():
+    builders = {name for name in models.__all__ if name.startswith(("swin_", "swinv2_"))}
+    assert builders == set(list_models()) and len(builders) == 20
+
+
+def test_num_classes():
+    expected = {32: 10, 192: 21841}  # CIFAR-10, ImageNet-22K
+    for info in map(model_info, list_models()):
+        assert info.num_classes == expected.get(info.image_size, 1000)
+
+
+def test_published_results_are_complete():
+    published = [model_info(name).published for name in list_models()]
+    assert sum(metrics is None for metrics in published) == 4  # pre-trained at 192 pixels, and the two small models
+    results = [result for metrics in published if metrics for result in metrics.results]
+    assert len(results) == 20
+    assert all(80 < result.top1 < result.top5 < 99 for result in results)
+
+
+def test_compare_to_published():
+    name = "swin_lightning.models.swin_tiny_patch4_window7_224"
+    assert compare_to_published(name, "imagenet_ft_22k", 0.5, 1.0, "resize 64, crop 56") == (
+        "measured   top-1 50.0  top-5 100.0  resize 64, crop 56\n"
+        "published  top-1 80.9  top-5 96.0  ImageNet-22K, then 1K; resize 256, crop 224"
     )
-    tokens = 16
-    linear = tokens * 24 * (3 * 24 + 24 + 4 * 24 + 4 * 24)
-    assert macs == tokens * 3 * 16 * 24 + linear + 2 * tokens * tokens * 24 + 24 * 10
-    assert parameters == sum(
-        p.numel()
-        for p in models.SwinTransformer(
-            embed_dim=24, depths=(1,), num_heads=(3,), window_size=4, num_classes=10
-        ).parameters()
-    )
+    line = compare_to_published(name, "imagenet", 0.5, 1.0, "").splitlines()[1]
+    assert line == "published  top-1 81.2  top-5 95.5  ImageNet-1K; resize 256, crop 224"
 
 
-def test_every_builder_is_exported_and_annotated():
-    for name, builder in builders().items():
-        assert getattr(models, name) is builder
-        assert inspect.signature(builder).return_annotation in (models.SwinTransformer, models.SwinTransformerV2)
-        assert ("swinv2" in name) == (inspect.signature(builder).return_annotation is models.SwinTransformerV2)
-    assert num_classes("swinv2_base_patch4_window12_192") == 21841
+@pytest.mark.parametrize(
+    "class_path",
+    [
+        "swin_lightning.models.SwinTransformer",
+        "swin_lightning.models.swin_micro_patch4_window4_32",
+        "mine.swin_tiny_patch4_window7_224",
+        "swin_tiny_patch4_window7_224_of_mine",
+        "",
+    ],
+)
+def test_no_comparison_for_models_without_published_results(class_path):
+    assert compare_to_published(class_path, "mine", 0.5, 1.0, "") is None
+
+
+def test_register_own_model(own_registry):
+    metrics = PretrainedMetrics(params=1, gmacs=0.1, results=(PublishedResult(70.0, 90.0, "ImageNet-1K", "crop 64"),))
+
+    @register_model(image_size=64, num_classes=5, published=metrics)
+    def convnet(num_classes: int = 0) -> nn.Module:
+        return nn.Identity()
+
+    assert list_models()[-1] == "convnet"
+    assert (model_info("convnet").builder, model_info("convnet").num_classes) == (convnet, 5)
+    lines = compare_to_published(f"{__name__}.convnet", "mine", 0.6, 0.8, "crop 64")
+    assert lines.splitlines()[1] == "published  top-1 70.0  top-5 90.0  ImageNet-1K; crop 64"
+
+
+def test_names_of_other_modules_are_not_overwritten(own_registry):
+    def swin_tiny_patch4_window7_224() -> nn.Module:
+        return nn.Identity()
+
+    with pytest.raises(
+        UserError, match=r"swin_tiny_patch4_window7_224' is already registered by swin_lightning.models"
+    ):
+        register_model(image_size=224)(swin_tiny_patch4_window7_224)
+
+
+def test_unknown_model():
+    with pytest.raises(UserError, match=r"unknown model 'resnet50'; run `swin-lightning models`"):
+        model_info("resnet50")
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch2_window4_32", "swinv2_tiny_patch4_window8_256"])
-def test_by_name_in_a_configuration(name):
+def test_model_by_name_in_configuration(name):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--backbone", type=nn.Module)
     key = f"--backbone=swin_lightning.models.{name}"
     config = parser.parse_args([key, "--backbone.drop_path_rate=0.4", "--backbone.in_chans=1"])
     assert config.backbone.init_args.qkv_bias is True
-    backbone = parser.instantiate(config).backbone
+    with torch.device("meta"):
+        backbone = parser.instantiate(config).backbone
     assert backbone.patch_embed.proj.in_channels == 1
     assert backbone.layers[-1].blocks[-1].drop_path.p == pytest.approx(0.4)
-    for option in ("--backbone.nonsense=1", "--backbone.embed_dim=24"):  # the name fixes the sizes
+    for option in ("--backbone.nonsense=1", "--backbone.embed_dim=24"):  # sizes are fixed by the name
         with pytest.raises(ArgumentError, match="not accepted"):
             parser.parse_args([key, option])
 
 
-def test_the_fine_tuned_know_their_first_windows(monkeypatch):
+def test_fine_tuned_models_have_pretrained_window_sizes(monkeypatch):
     trained = []
     monkeypatch.setattr(WindowAttentionV2, "set_trained_window", lambda self, window: trained.append(window))
     with torch.device("meta"):
         model = models.swinv2_base_patch4_window12to16_192to256()
     assert [layer.blocks[0].attn.window_size for layer in model.layers] == [16] * 4
     assert trained[-24:] == [12] * 22 + [6] * 2
-
-
-def test_the_table(capsys, monkeypatch):
-    few = ("swin_tiny_patch4_window7_224", "swin_micro_patch4_window4_32")
-    chosen = {name: builders()[name] for name in few}
-    monkeypatch.setattr("swin_lightning.models.flops.builders", lambda: chosen)
-    assert main(["models"]) is None
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[:9] == f"{few[0]} 1000 28.29M (28M) 4.49G (4.5G) 81.2 / 95.5".split()
-    assert lines[2].split()[:3] == ["80.9", "/", "96.0"]
-    assert lines[3].split() == ["swin_micro_patch4_window4_32", "10", "0.37M", "0.01G"]

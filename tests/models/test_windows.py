@@ -1,4 +1,4 @@
-"""Index arithmetic of windows, against loops that follow the definition token by token."""
+"""Window partitioning, position index and masks, compared with loops over tokens."""
 
 import itertools
 
@@ -21,7 +21,7 @@ MASK_CASES = list(itertools.product(SIZES, (2, 4, 7), (False, True)))
 @pytest.mark.parametrize("window", [(1, 1), (2, 3), (4, 4), (7, 7), (3, 5)])
 @pytest.mark.parametrize("rows", [1, 2, 3])
 @pytest.mark.parametrize("columns", [1, 2, 4])
-def test_reverse_undoes_partition_and_partition_undoes_reverse(window, rows, columns):
+def test_window_reverse_inverts_window_partition(window, rows, columns):
     H, W = rows * window[0], columns * window[1]
     x = torch.randn(2, H, W, 3)
     windows = window_partition(x, window)
@@ -30,7 +30,7 @@ def test_reverse_undoes_partition_and_partition_undoes_reverse(window, rows, col
     assert torch.equal(window_partition(window_reverse(windows, window, (H, W)), window), windows)
 
 
-def test_partition_takes_windows_and_their_tokens_row_by_row():
+def test_window_partition_is_row_major():
     x = torch.arange(4 * 6).view(1, 4, 6, 1)
     windows = window_partition(x, (2, 3)).squeeze(-1)
     assert windows.tolist() == [
@@ -47,20 +47,20 @@ def test_relative_position_index_of_a_two_by_two_window():
 
 
 @pytest.mark.parametrize("M", [3, 4, 7])
-def test_relative_position_index_is_one_to_one_with_offsets(M):
+def test_relative_position_index_is_a_bijection_from_offsets(M):
     index = relative_position_index(M)
     seen = {}
     for (q, (yq, xq)), (k, (yk, xk)) in itertools.product(enumerate(itertools.product(range(M), range(M))), repeat=2):
         seen.setdefault((yq - yk, xq - xk), set()).add(int(index[q, k]))
-    assert all(len(rows) == 1 for rows in seen.values())  # one row an offset
+    assert all(len(rows) == 1 for rows in seen.values())  # one row per offset
     rows = {offset: rows.pop() for offset, rows in seen.items()}
-    assert sorted(rows.values()) == list(range((2 * M - 1) ** 2))  # no row for two offsets, none unused
-    assert rows[2, 1] != rows[1, 2]  # a plain sum of the two would mix them up
+    assert sorted(rows.values()) == list(range((2 * M - 1) ** 2))  # all rows are used
+    assert rows[2, 1] != rows[1, 2]  # a plain sum dy + dx would give the same row
     assert rows[0, 0] == ((2 * M - 1) ** 2 - 1) // 2
 
 
 @pytest.mark.parametrize(("M", "h", "w"), [(4, 4, 4), (4, 2, 3), (7, 3, 3), (7, 1, 5), (7, 1, 1)])
-def test_a_smaller_window_reads_the_centre_of_the_table(M, h, w):
+def test_clamped_window_uses_the_centre_of_the_table(M, h, w):
     corner = relative_position_index(M).view(M, M, M, M)[:h, :w, :h, :w]
     rows, columns = corner // (2 * M - 1), corner % (2 * M - 1)
     assert set(rows.flatten().tolist()) == set(range(M - h, M + h - 1))
@@ -73,20 +73,20 @@ def test_a_smaller_window_reads_the_centre_of_the_table(M, h, w):
     ("size", "window", "shift"),
     [
         ((14, 14), (7, 7), (3, 3)),
-        ((7, 14), (7, 7), (0, 3)),  # each axis by itself
+        ((7, 14), (7, 7), (0, 3)),  # independently per axis
         ((14, 7), (7, 7), (3, 0)),
         ((7, 7), (7, 7), (0, 0)),
         ((4, 20), (4, 7), (0, 3)),
         ((3, 5), (3, 5), (0, 0)),
     ],
 )
-def test_an_axis_not_longer_than_the_window_is_one_window_without_shift(size, window, shift):
+def test_axis_not_longer_than_the_window_is_clamped_and_not_shifted(size, window, shift):
     assert fit_window(size, 7, 3) == (window, shift)
 
 
 @pytest.mark.parametrize(("size", "window_size", "shifted"), MASK_CASES)
-def test_the_shift_needs_no_additional_windows(size, window_size, shifted):
-    # sliding windows would need ceil(n / M) + 1 on each axis; the cyclic shift keeps ceil(n / M)
+def test_shift_adds_no_windows(size, window_size, shifted):
+    # without the cyclic shift, shifted windows would need ceil(n / M) + 1 windows per axis
     window, shift = fit_window(size, window_size, window_size // 2 if shifted else 0)
     mask = shifted_window_mask(size, window, shift)
     n_windows = -(-size[0] // window[0]) * -(-size[1] // window[1])
@@ -96,7 +96,7 @@ def test_the_shift_needs_no_additional_windows(size, window_size, shifted):
 
 
 def rolled_tokens(size, window, shift):
-    """Of every token in every window after padding and rolling: its place in the padded map, and if it is real."""
+    """Per window after padding and shift, its tokens: position in the shifted map, in the padded map, not padding."""
     H, W = padded_size(size, window)
     windows = {}
     for i, j in itertools.product(range(H), range(W)):
@@ -106,7 +106,7 @@ def rolled_tokens(size, window, shift):
 
 
 @pytest.mark.parametrize(("size", "window_size", "shifted"), MASK_CASES)
-def test_real_tokens_talk_if_they_share_a_window_and_the_seam_is_not_between_them(size, window_size, shifted):
+def test_mask_allows_attention_between_tokens_that_were_neighbours_before_the_shift(size, window_size, shifted):
     window, shift = fit_window(size, window_size, window_size // 2 if shifted else 0)
     mask = shifted_window_mask(size, window, shift)
     for n, tokens in enumerate(rolled_tokens(size, window, shift)):
@@ -114,27 +114,27 @@ def test_real_tokens_talk_if_they_share_a_window_and_the_seam_is_not_between_the
             enumerate(tokens), repeat=2
         ):
             allowed = True if mask is None else bool(mask[n, a, b])
-            if real1 and real2:  # as far apart in the map as in the window: they were neighbours before the roll too
+            if real1 and real2:  # same offset before and after the shift
                 assert allowed == ((y1 - y2, x1 - x2) == (i1 - i2, j1 - j2))
             elif real1 != real2:
                 assert not allowed
 
 
 @pytest.mark.parametrize(("size", "window_size", "shifted"), MASK_CASES)
-def test_mask_is_symmetric_and_every_token_sees_itself(size, window_size, shifted):
+def test_mask_is_symmetric_with_true_diagonal(size, window_size, shifted):
     window, shift = fit_window(size, window_size, window_size // 2 if shifted else 0)
     mask = shifted_window_mask(size, window, shift)
     if mask is not None:
         assert mask.dtype == torch.bool
         assert torch.equal(mask, mask.transpose(1, 2))
-        assert mask.diagonal(dim1=1, dim2=2).all()  # also of pads: no softmax row is empty
+        assert mask.diagonal(dim1=1, dim2=2).all()  # including padding: no softmax row is empty
 
 
 @pytest.mark.parametrize(("size", "window_size", "shifted"), MASK_CASES)
-def test_there_is_a_mask_exactly_where_there_is_something_to_mask(size, window_size, shifted):
+def test_mask_is_none_without_padding_and_shift(size, window_size, shifted):
     window, shift = fit_window(size, window_size, window_size // 2 if shifted else 0)
     mask = shifted_window_mask(size, window, shift)
-    pads = any(n % w for n, w in zip(size, window, strict=True))
-    seam = shifted and any(n > window_size for n in size)
-    assert (mask is not None) == (pads or seam)
+    padding = any(n % w for n, w in zip(size, window, strict=True))
+    wrapped = shifted and any(n > window_size for n in size)
+    assert (mask is not None) == (padding or wrapped)
     assert mask is None or not mask.all()

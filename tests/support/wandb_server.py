@@ -1,7 +1,7 @@
-"""A stand-in for W&B's server on the loopback address: it proves the client's side, what W&B's server does is W&B's.
+"""A fake W&B server on the loopback address, for tests with the real wandb client and agent.
 
-It answers what the wandb client asks when it creates a sweep, runs agents and runs, and reads a sweep back; suggestions
-come from W&B's own engine. `Server.unanswered` names what it did not understand.
+It implements the requests of a client that creates a sweep, runs agents and runs, and reads the sweep back. Parameters
+are proposed by the `sweeps` library. `Server.unknown_operations` lists requests that are not implemented.
 """
 
 import contextlib
@@ -12,23 +12,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import yaml
 
-from swin_lightning.sweep.sweep_file import import_engine
+from swin_lightning.sweep.sweep_file import import_sweeps
 
 PROJECT = {"id": "1", "name": "swin_lightning", "entity": {"id": "e", "name": "tester"}}
 
 
 class Server:
-    """What the server knows. Use as a context manager; `environment` makes a wandb client talk to it."""
+    """State of the server. Use as a context manager; `environment()` points a wandb client to it."""
 
     def __init__(self):
-        self.sweep = None  # the configuration of the one sweep
-        self.runs = {}  # id -> config, summary, history, state, exit code
-        self.queue = []  # commands for the next heartbeats, before new suggestions
-        self.stopped = set()  # runs that the sweep has ended
-        self.stop_after = None  # values in a run's history that end it, as Hyperband would
+        self.sweep = None  # configuration of the only sweep
+        self.runs = {}  # run id -> config, summary, history, state, exit code
+        self.queue = []  # commands for the next heartbeats; then new parameters are proposed
+        self.stopped = set()  # runs stopped by the sweep
+        self.stop_after = None  # stop a run after this many rows of history, as Hyperband would
         self.preempting = set()
         self.artifacts = []
-        self.unanswered = []
+        self.unknown_operations = []
         self.lock = threading.Lock()
 
     def __enter__(self):
@@ -49,7 +49,7 @@ class Server:
             "WANDB_ERROR_REPORTING": "false",
         }  # fmt: skip
 
-    # GraphQL operations by name; `v` are the variables
+    # GraphQL operations by name; `v` holds the variables
 
     def Viewer(self, v):
         return {"viewer": {"id": "u", "entity": "tester", "username": "tester", "flags": "{}", "teams": {"edges": []}}}
@@ -82,7 +82,7 @@ class Server:
         running = json.loads(v["runState"])
         commands = [{"type": "stop", "run_id": run} for run in running if run in self.stopped]
         if not running:
-            commands = [self.queue.pop(0)] if self.queue else self._suggest()
+            commands = [self.queue.pop(0)] if self.queue else self._propose()
         return {"agentHeartbeat": {"agent": {"id": "agent001"}, "commands": json.dumps(commands)}}
 
     def UpsertBucket(self, v):
@@ -121,7 +121,7 @@ class Server:
     def Run(self, v):
         return {"project": {"run": self._node(v["name"])}}
 
-    # artifacts: tables and the list of the packages, which a run logs
+    # artifacts of a run: tables and requirements
 
     def CreateArtifact(self, v):
         self.artifacts.append(v.get("input", v))
@@ -182,22 +182,23 @@ class Server:
             "summaryMetrics": json.dumps(run["summary"]), "projectName": "swin_lightning", "entityName": "tester",
         }  # fmt: skip
 
-    def _suggest(self):
+    def _propose(self):
         if self.sweep.get("run_cap", 10**9) <= len(self.runs):
             return [{"type": "exit"}]
-        sweeps = import_engine()
-        known = {"method", "metric", "parameters"}
-        config = {key: value for key, value in self.sweep.items() if key in known}
+        sweeps = import_sweeps()
+        keys = {"method", "metric", "parameters"}
+        config = {key: value for key, value in self.sweep.items() if key in keys}
         before = [
             sweeps.SweepRun(name=name, state="finished", summaryMetrics=run["summary"], config=run["args"])
             for name, run in self.runs.items()
             if "args" in run
         ]
-        found = sweeps.next_run(config, before)
-        if found is None:
+        proposed = sweeps.next_run(config, before)
+        if proposed is None:
             return [{"type": "exit"}]
         args = {
-            name: {"value": getattr(e["value"], "item", lambda e=e: e["value"])()} for name, e in found.config.items()
+            name: {"value": getattr(e["value"], "item", lambda e=e: e["value"])()}
+            for name, e in proposed.config.items()
         }
         name = f"run{len(self.runs):05d}"
         self.runs[name] = {"history": [], "summary": {}, "config": {}, "state": "running", "args": args}
@@ -224,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def handle(self):
-        with contextlib.suppress(ConnectionError):  # a client that has ended
+        with contextlib.suppress(ConnectionError):  # the client has exited
             super().handle()
 
     def do_POST(self):
@@ -235,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
             with self.state.lock:
                 answer = getattr(self.state, name, None)
                 if answer is None:
-                    self.state.unanswered.append((name, body.get("variables")))
+                    self.state.unknown_operations.append((name, body.get("variables")))
                     return self._send({"errors": [{"message": f"unknown operation {name}"}]})
                 return self._send({"data": answer(body.get("variables") or {})})
         if self.path.endswith("/file_stream"):

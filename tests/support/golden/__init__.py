@@ -1,7 +1,7 @@
-"""Reference outputs of other implementations, computed in float64 for weights and an input that follow from a formula.
+"""Reference outputs of other implementations, computed in float64 for reproducible pseudo-random weights and images.
 
-`official.json` comes from microsoft/Swin-Transformer f82860b: for each model its config, the names and shapes of
-parameters and buffers, and the first 16 logits of two images. In float32 expect an error of 1e-5.
+`official.json` was generated with microsoft/Swin-Transformer f82860b. For each model it has the configuration, the names
+and shapes of parameters and buffers, and the first 16 logits of two images. Expect an error of 1e-5 in float32.
 """
 
 import json
@@ -14,18 +14,25 @@ import torch
 
 
 def load_golden(name, file="official.json"):
-    """One model's reference figures."""
+    """Reference values of one model."""
     return json.loads((Path(__file__).parent / file).read_text())[name]
 
 
 def formula_parameters(shapes):
-    """Name -> shape to name -> tensor. numpy freezes the stream of RandomState, so these values never change."""
+    """Values for parameters given by name -> shape; stable, since numpy guarantees the stream of RandomState."""
     return {name: torch.from_numpy(_formula(name, tuple(shape))).float() for name, shape in shapes.items()}
 
 
 def formula_input(height, width):
     """Two images, `2, 3, height, width`."""
     return torch.from_numpy(np.random.RandomState(0).standard_normal((2, 3, height, width))).float()
+
+
+def randomize(module, std=0.5):
+    """Random values for all parameters, in evaluation mode; with the default initialisation, bias tables are tiny."""
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return module.eval()
 
 
 def _formula(name, shape):
