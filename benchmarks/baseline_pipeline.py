@@ -32,7 +32,7 @@ class BaselineDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, data: ImageDataModule) -> None:
-        self.source: Reader = data.sources["train"]
+        self.reader: Reader = data.sources["train"]
         self.size, self.hflip = data.image_size, data.hflip
         self.mean = torch.tensor(data.mean).view(3, 1, 1)
         self.std = torch.tensor(data.std).view(3, 1, 1)
@@ -40,11 +40,11 @@ class BaselineDataset(Dataset[dict[str, Any]]):
         self.rand_augment = RandAugment.from_name(data.rand_augment) if data.rand_augment else None
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.reader)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         encoded: Any
-        encoded, target = self.source[key[1]]
+        encoded, target = self.reader[key[1]]
         file = encoded.data if not isinstance(encoded.data, bytes) else io.BytesIO(encoded.data)
         rng = random.Random(key[0] * 2**32 + key[1])
         image: Image.Image = Image.open(file).convert("RGB")

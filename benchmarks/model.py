@@ -33,7 +33,7 @@ def main(args: list[str]) -> None:
     Raises:
         UserError: For wrong options, a missing folder or file, and for a reference whose logits differ.
     """
-    options = parse(_parser(), args)
+    options = parse(argument_parser(), args)
     reference_models.add_import_path(options.peers)
     if options.worker:
         print(json.dumps(measure_in_this_process(options)))
@@ -47,6 +47,24 @@ def main(args: list[str]) -> None:
         result[mode] = rows
     for path in results_table.save_results(result, Path(options.output)):
         print(f"wrote {path}")
+
+
+def argument_parser() -> CommandParser:
+    """Parser of `python -m benchmarks.model`."""
+    parser = build_parser("model", __doc__)
+    add_model_option(parser)
+    add = parser.add_argument
+    add("--eval", action="store_true", help="evaluation only (default: evaluation and training)")
+    add("--train", action="store_true", help="training only")
+    add("--drop-path", type=float, default=0.2, help="stochastic depth rate of the last block in training")
+    add("--compile", action="store_true", help="apply torch.compile to every model")
+    add("--peers", metavar="FOLDER", help="where timm, torchvision and transformers are, if not installed")
+    add("--official", metavar="FILE", help="models/swin_transformer.py of the official repository (needs timm)")
+    add("--only", nargs="+", metavar="NAME", help=f"some of {', '.join(reference_models.BUILDERS)}, vit")
+    add("--processes", action="store_true", help="one process per model, default settings (3 rounds instead of 12)")
+    add("--output", default="runs/benchmark", metavar="FOLDER", help="folder for the JSON file and the bar chart")
+    add("--worker", help=argparse.SUPPRESS)
+    return parser
 
 
 def one_process(options: argparse.Namespace, mode: str) -> list[results_table.Row]:
@@ -141,13 +159,12 @@ class BenchmarkContext:
 
     def __init__(self, options: argparse.Namespace) -> None:
         info = model_info(options.model)
-        self.options, size = options, info.image_size
-        self.num_classes = info.num_classes
+        self.options, self.num_classes, size = options, info.num_classes, info.image_size
         device = torch.device(options.device)
         self.classifier = reference_models.build_own(options.model, self.num_classes, options.drop_path)
         self.images = torch.randn(options.batch_size, 3, size, size).to(device)
         self.targets = torch.randint(self.num_classes, (options.batch_size,)).to(device)
-        self.macs = count_params_and_macs(info.builder, self.num_classes, size)[1]
+        _, self.macs = count_params_and_macs(info.builder, self.num_classes, size)
 
     def models(self, only: list[str] | None = None) -> Iterator[tuple[str, nn.Module]]:
         """Our own model, the other implementations that are available, and the ViT; on the device."""
@@ -188,23 +205,6 @@ class BenchmarkContext:
 
 
 # helpers
-
-
-def _parser() -> CommandParser:
-    parser = build_parser("model", __doc__)
-    add_model_option(parser)
-    add = parser.add_argument
-    add("--eval", action="store_true", help="evaluation only (default: evaluation and training)")
-    add("--train", action="store_true", help="training only")
-    add("--drop-path", type=float, default=0.2, help="stochastic depth rate of the last block in training")
-    add("--compile", action="store_true", help="apply torch.compile to every model")
-    add("--peers", metavar="FOLDER", help="where timm, torchvision and transformers are, if not installed")
-    add("--official", metavar="FILE", help="models/swin_transformer.py of the official repository (needs timm)")
-    add("--only", nargs="+", metavar="NAME", help=f"some of {', '.join(reference_models.BUILDERS)}, vit")
-    add("--processes", action="store_true", help="one process per model, default settings (3 rounds instead of 12)")
-    add("--output", default="runs/benchmark", metavar="FOLDER", help="folder for the JSON file and the bar chart")
-    add("--worker", help=argparse.SUPPRESS)
-    return parser
 
 
 def _title(options: argparse.Namespace) -> str:

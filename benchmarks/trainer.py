@@ -91,6 +91,8 @@ def trainer_loop(model: SwinClassifier, batch: Batch, options: argparse.Namespac
     """Seconds of a step of `fit`, set up as by the command line."""
     clock = StepClock()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LeafSpec.*")  # deprecated by torch, used by Lightning
+        warnings.filterwarnings("ignore", ".*does not have many workers")
         warnings.filterwarnings("ignore", "You defined a `validation_step` but have no `val_dataloader`")
         Trainer(
             accelerator="gpu" if options.device.startswith("cuda") else "cpu",
@@ -98,7 +100,7 @@ def trainer_loop(model: SwinClassifier, batch: Batch, options: argparse.Namespac
             precision="bf16-mixed" if options.precision == "bf16" else "32-true",
             max_steps=STEPS,
             gradient_clip_val=CLIP,
-            log_every_n_steps=20,
+            log_every_n_steps=min(20, STEPS),
             logger=CSVLogger(folder),
             callbacks=[EMA(0.999), TrainingMonitor(), BestMetric(), clock],
             enable_checkpointing=False,
@@ -111,7 +113,7 @@ def trainer_loop(model: SwinClassifier, batch: Batch, options: argparse.Namespac
 def bare_loop(model: SwinClassifier, batch: Batch, options: argparse.Namespace) -> float:
     """Seconds of a step of a loop that does the same computation and nothing else."""
     device = torch.device(options.device)
-    model = model.to(device).train()
+    model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
     start = 0.0
     for i, host_batch in enumerate(batches(batch)):

@@ -13,9 +13,9 @@ import traceback
 from swin_lightning import __version__
 from swin_lightning.allocator import reexec_with_allocator
 from swin_lightning.commands import COMMANDS, check_command, load_command, overview
-from swin_lightning.errors import UserError
+from swin_lightning.errors import user_error
 
-DEBUG_ENV = "SWIN_LIGHTNING_DEBUG"  # print the traceback of a UserError
+DEBUG_ENV = "SWIN_LIGHTNING_DEBUG"  # print the traceback of a user's mistake too
 
 
 def console() -> None:
@@ -25,16 +25,19 @@ def console() -> None:
             _run(sys.argv[1:])
         finally:
             sys.stdout.flush()
-    except UserError as error:
-        if os.environ.get(DEBUG_ENV):
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except BrokenPipeError:
         if not _stdout_is_closed():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit prints an error
         sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        mistake = user_error(error)
+        if mistake is None:
+            raise
+        if os.environ.get(DEBUG_ENV):
+            traceback.print_exc()
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _run(argv: list[str]) -> None:
@@ -48,6 +51,7 @@ def _run(argv: list[str]) -> None:
     check_command(command)
     reexec_with_allocator()
     if command in COMMANDS:  # without Lightning
+        sys.path.append(os.getcwd())  # classes in files of the working directory can be named, as in cli.main
         load_command(command)(argv[1:])
         return
     from lightning.pytorch.utilities.exceptions import SIGTERMException

@@ -17,9 +17,12 @@ def benchmark(args: list[str]) -> None:
         if vars(options).get(name, 1) < 1:
             raise UserError(f"--{name} {vars(options)[name]} must be at least 1")
 
-    from swin_lightning.config import load  # imports torch and Lightning
+    from swin_lightning.config import START, experiment_name, load  # imports torch and Lightning
 
     config = load(config_arguments)
+    config.experiment = config.experiment or experiment_name(config_arguments)
+    if config.data is None:
+        raise UserError(f"missing data.class_path; {START}")
     if options.subject == "data":
         from swin_lightning.benchmark.throughput import report_throughput
 

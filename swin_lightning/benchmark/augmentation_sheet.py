@@ -33,7 +33,7 @@ def save_augmentation_sheet(data: ImageDataModule, path: Path, samples: int = 8,
         for epoch in range(2):
             batch = torch.from_numpy(np.stack(columns[f"epoch {epoch}"])).permute(0, 3, 1, 2)  # B, 3, S, S
             images, _ = data.augment_batch(data.normalize(batch), targets, np.random.default_rng((data.seed, epoch)))
-            columns[f"{epoch} mixed"] = list(data.denormalize(images).permute(0, 2, 3, 1).numpy())
+            columns[f"mixed {epoch}"] = list(data.denormalize(images).permute(0, 2, 3, 1).numpy())
     tile = max(64, min(160, data.image_size))
     step = tile + MARGIN
     sheet = Image.new("RGB", (step * len(columns), step * len(indices) + HEADER), "white")

@@ -1,7 +1,6 @@
 """Memory in use, on the CPU (resident set of the process) and on a GPU (allocated by torch)."""
 
 import re
-import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +34,7 @@ def peak_resident() -> int:
 
 
 def reset_peak_resident() -> None:
+    """Start a new measurement of `peak_resident`."""
     with suppress(OSError):  # Linux only
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -46,5 +46,9 @@ def _status(field: str) -> int:
 
 
 def _max_resident() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -89,10 +89,13 @@ def measure(
     accumulated = trainer_config.accumulate_grad_batches if training else 1
     timer = StepTimer(accumulated)
     options = {name: trainer_config[name] for name in TRAINER_OPTIONS}
+    options["precision"] = default_precision(trainer_config)
+    if not model.automatic_optimization:
+        options["gradient_clip_val"] = None  # clipped in the training_step, if at all
     trainer = _quiet_trainer(
-        **options | {"precision": default_precision(trainer_config)},
+        **options,
         devices=1,
-        max_epochs=trainer_config.max_epochs or 1,  # the learning-rate schedule may depend on it
+        max_epochs=max(1, trainer_config.max_epochs or 1),  # the learning-rate schedule may depend on it
         limit_val_batches=0 if training else None,
         callbacks=[timer],
     )

@@ -1,8 +1,8 @@
 """Fixtures of the benchmark tests."""
 
-import numpy as np
 import pytest
-from PIL import Image
+
+from tests.support.images import write_image, write_photographs
 
 
 @pytest.fixture(autouse=True)
@@ -14,11 +14,8 @@ def short_measurements(monkeypatch):
 
 @pytest.fixture
 def photographs(tmp_path):
-    """A folder of forty JPEG images in two classes for training, and four for validation."""
-    rng = np.random.default_rng(0)
-    for i in range(44):
-        path = tmp_path / "photographs" / ("train" if i < 40 else "val") / ("cat", "dog")[i % 2] / f"{i}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        coarse = Image.fromarray(rng.integers(256, size=(6, 8, 3), dtype=np.uint8))
-        coarse.resize((80, 60), Image.Resampling.BICUBIC).save(path)
-    return str(tmp_path / "photographs")
+    """A folder of forty JPEG images in two classes for training, and one per class for validation."""
+    root = write_photographs(tmp_path / "photographs")
+    for name in ("cat", "dog"):
+        write_image(root / "val" / name / "0.png")
+    return str(root)

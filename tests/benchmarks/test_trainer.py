@@ -44,10 +44,3 @@ def test_both_loops_start_from_the_same_weights_and_batch(options, monkeypatch):
 def trainer_batch():
     torch.manual_seed(1)
     return {"image": torch.randn(2, 3, 32, 32), "target": torch.tensor([1, 2]), "index": torch.arange(2)}
-
-
-@pytest.mark.slow
-def test_trainer_overhead_is_at_most_ten_milliseconds(options):
-    options.batch_size, options.rounds = 32, 5
-    found = trainer.compare(options)
-    assert found["trainer_ms"] - found["bare_ms"] < 10
