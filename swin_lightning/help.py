@@ -5,7 +5,7 @@ import importlib
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jsonargparse import Namespace
@@ -13,7 +13,15 @@ from jsonargparse import Namespace
 from swin_lightning import config, options
 from swin_lightning.commands import TRAINER_COMMANDS, asks_for_help
 from swin_lightning.errors import UserError
-from swin_lightning.options import LINKED, Parameter, first_sentence, parameters, type_text, value_text
+from swin_lightning.options import (
+    LINKED,
+    Parameter,
+    class_arguments,
+    first_sentence,
+    parameters,
+    type_text,
+    value_text,
+)
 
 WIDTH = 120
 INDENT = 6 * " "
@@ -75,7 +83,7 @@ def print_help(argv: Sequence[str]) -> None:
 def help_page(command: str, arguments: Sequence[str]) -> Iterator[str]:
     """Lines of `swin-lightning COMMAND --help` with these other arguments."""
     values = options.effective_config(arguments, command)
-    experiment = config.experiment_name([command, *config.resolve_experiments(arguments)])
+    experiment = config.experiment_name([command, *arguments])
     yield f"usage: swin-lightning {command} -c EXPERIMENT [-c OVERLAY ...] [--OPTION VALUE ...]"
     yield f"example: swin-lightning {command} {EXAMPLES[command]}"
     yield f"\n{TRAINER_COMMANDS[command].capitalize()}."
@@ -83,18 +91,18 @@ def help_page(command: str, arguments: Sequence[str]) -> Iterator[str]:
     yield f"Options with type, value and meaning. Values: {source}."
     yield "\nGeneral:"
     yield from table([(name, kind, general_value(name, values), text) for name, (kind, text) in GENERAL.items()])
-    backbone = values.model.get("init_args", Namespace()).get("backbone", Namespace())
     yield from class_section("model", values.model)
-    if backbone != Namespace():
-        yield from class_section("model.backbone", backbone, "swin_lightning.models.SwinTransformer")
+    model = class_arguments(values.model)
+    if "backbone" in model:
+        yield from class_section("model.backbone", model["backbone"], "swin_lightning.models.SwinTransformer")
     yield from class_section("data", values.data, "swin_lightning.data.ImageDataModule")
     for group in ("checkpoint", "ema", "early_stopping"):
         yield f"\n{group}:"
-        yield from table(rows(group, options.GROUPS[group], values[group]))
+        yield from table(rows(group, options.GROUPS[group], vars(values[group])))
     yield "\ntrainer:"
     known = parameters(options.GROUPS["trainer"])
     changed = [name for name, parameter in known.items() if values.trainer[name] != parameter.default]
-    shown = Namespace({name: values.trainer[name] for name in known if name in TRAINER or name in changed})
+    shown = {name: values.trainer[name] for name in known if name in TRAINER or name in changed}
     yield from table(rows("trainer", options.GROUPS["trainer"], shown))
     others = "Also --trainer." + ", ".join(name for name in known if name not in shown)
     yield from textwrap.wrap(others, WIDTH, initial_indent="  ", subsequent_indent="  ")
@@ -105,15 +113,15 @@ def class_section(key: str, block: Namespace | None, default: str = "") -> Itera
     """The options of the class that a block of the configuration names, or of a default class if it names none."""
     given = block or options.effective_config([f"--{key}={default}"])[key.replace("model.", "model.init_args.")]
     yield f"\n{key}: {given.class_path}" + ("" if block else " (none given)")
-    yield from table(rows(key, load_class(given.class_path), given.get("init_args", Namespace())))
+    yield from table(rows(key, load_class(given.class_path), class_arguments(given)))
 
 
-def rows(prefix: str, target: Callable[..., Any], values: Namespace) -> list[tuple[str, ...]]:
+def rows(prefix: str, target: Callable[..., Any], values: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Name, type, value and meaning of every option in `values`."""
     known = parameters(target)
     return [
         (f"--{prefix}.{name}", type_text(known[name].type), current_value(known[name], value), known[name].summary)
-        for name, value in vars(values).items()
+        for name, value in values.items()
         if name in known and f"{prefix}.{name}" not in LINKED
     ]
 
@@ -165,7 +173,7 @@ def configured_classes(key: str, arguments: Sequence[str]) -> list[str]:
         return [f"{options.GROUPS[key].__module__}.{options.GROUPS[key].__name__}"]
     found: Any = options.effective_config(arguments)
     for name in key.split("."):
-        found = found.get(name, found.get("init_args", Namespace()).get(name)) if isinstance(found, Namespace) else None
+        found = {**vars(found), **class_arguments(found)}.get(name) if isinstance(found, Namespace) else None
     blocks = found if isinstance(found, list) else [found]
     paths = [block.class_path for block in blocks if isinstance(block, Namespace) and "class_path" in block]
     if not paths:

@@ -6,9 +6,10 @@ Used by the help, the JSON schema and the shell completion. Types and descriptio
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from types import NoneType, UnionType
@@ -72,8 +73,9 @@ def data_modules() -> dict[str, Any]:
 def backbones() -> dict[str, Any]:
     """Classes and functions of `swin_lightning.models` that build a backbone."""
     package = swin_lightning.models
-    found = {f"{package.__name__}.{name}": getattr(package, name) for name in package.__all__}
-    return {path: builder for path, builder in found.items() if "num_classes" in parameters(builder)}
+    found = {name: getattr(package, name) for name in package.__all__}
+    registered = package.list_models()
+    return {f"{package.__name__}.{name}": f for name, f in found.items() if inspect.isclass(f) or name in registered}
 
 
 # configuration
@@ -84,6 +86,11 @@ class _LenientParser(config.Parser):
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
         super().validate(*args, **{**kwargs, "skip_required": True})
+
+
+def class_arguments(block: Namespace | None) -> dict[str, Any]:
+    """The arguments in a block of a configuration that names a class."""
+    return vars(block.init_args) if block is not None and "init_args" in block else {}
 
 
 def effective_config(arguments: Sequence[str], command: str = "fit") -> Namespace:
@@ -103,33 +110,39 @@ def effective_config(arguments: Sequence[str], command: str = "fit") -> Namespac
 # parameters
 
 
+@cache
 def parameters(target: Callable[..., Any]) -> dict[str, Parameter]:
     """Parameters of a class or function by name, with those that `**kwargs` passes on.
 
-    A class passes them to its bases, a function to the class that it returns, without those that it sets itself.
+    A class passes them to its bases; a function to the class that it returns, except those that it sets itself.
     """
     parser = config.Parser()
-    add = parser.add_class_arguments if inspect.isclass(target) else parser.add_function_arguments
-    accepted = [name.partition(".")[2] for name in add(target, "of", fail_untyped=False)]  # type: ignore[operator]
+    add: Any = parser.add_class_arguments if inspect.isclass(target) else parser.add_function_arguments
+    accepted = [name.removeprefix("of.") for name in add(target, "of", fail_untyped=False)]
     found: dict[str, inspect.Parameter] = {}
-    hints: dict[str, Any] = {}
-    for function in _signatures(target):
-        types = _type_hints(function)
-        for name, parameter in inspect.signature(function).parameters.items():
-            found.setdefault(name, parameter)
-            hints.setdefault(name, types.get(name, Any))
-    texts = _descriptions(target)
-    names = [name for name in accepted if name in found]
-    return {name: Parameter(name, hints[name], found[name].default, texts.get(name, "")) for name in names}
+    types: dict[str, Any] = {}
+    texts: dict[str, str] = {}
+    for source in _sources(target):
+        function = vars(source).get("__init__") if inspect.isclass(source) else source
+        if inspect.isfunction(function):
+            found = {**inspect.signature(function).parameters, **found}
+            types = {**_type_hints(function), **types}
+        for docstring in (vars(source).get("__doc__"), getattr(function, "__doc__", None)):
+            for entry in docstring_parser.parse(docstring or "").params:
+                texts.setdefault(entry.arg_name, _plain_text(entry.description or ""))
+    return {
+        name: Parameter(name, types.get(name, Any), found[name].default, texts.get(name, ""))
+        for name in accepted
+        if name in found
+    }
 
 
-def _signatures(target: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+def _sources(target: Callable[..., Any]) -> tuple[Any, ...]:
+    """A class and its bases, or a function and the class that it returns with its bases."""
     if inspect.isclass(target):
-        yield from (vars(base)["__init__"] for base in target.__mro__ if inspect.isfunction(vars(base).get("__init__")))
-        return
-    yield target
-    if inspect.isclass(result := _type_hints(target).get("return")):
-        yield from _signatures(result)
+        return target.__mro__
+    result = _type_hints(target).get("return")
+    return (target, *(result.__mro__ if inspect.isclass(result) else ()))
 
 
 def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -137,22 +150,6 @@ def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
         return typing.get_type_hints(function)
     except NameError:  # types that are imported for type checkers only
         return {}
-
-
-def _descriptions(target: Callable[..., Any]) -> dict[str, str]:
-    """Entries under `Args:` in the docstrings of a class and its bases, or of a function and the class it returns."""
-    documented = target.__mro__ if inspect.isclass(target) else (target, *_returned_classes(target))
-    texts: dict[str, str] = {}
-    for item in documented:
-        for text in (vars(item).get("__doc__"), getattr(vars(item).get("__init__"), "__doc__", None)):
-            for entry in docstring_parser.parse(text or "").params:
-                texts.setdefault(entry.arg_name, _plain_text(entry.description or ""))
-    return texts
-
-
-def _returned_classes(function: Callable[..., Any]) -> tuple[type, ...]:
-    result = _type_hints(function).get("return")
-    return result.__mro__ if inspect.isclass(result) else ()
 
 
 def _plain_text(text: str) -> str:
@@ -217,6 +214,14 @@ def number_bounds(hint: Any) -> list[tuple[str, float]]:
     """The limits of a restricted number type of jsonargparse, by its docstring `int restricted to be ≥0 and ≤1`."""
     match = re.fullmatch(r"(?:int|float) restricted to be (.*)", (getattr(hint, "__doc__", None) or "").strip())
     return [(sign, float(number)) for sign, number in re.findall(r"([≥>≤<])\s*([-+.\de]+)", match[1])] if match else []
+
+
+def choices(hint: Any) -> list[str]:
+    """The values to choose from, for a type that lists them."""
+    name, parts = kind(hint)
+    if name == "union":
+        return [choice for part in parts for choice in choices(part)]
+    return {"bool": ["true", "false"], "choice": list(map(str, parts))}.get(name, [])
 
 
 def value_text(value: Any) -> str:

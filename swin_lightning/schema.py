@@ -21,9 +21,10 @@ Schema = dict[str, Any]
 
 JSON_TYPES = {"null": "null", "bool": "boolean", "int": "integer", "float": "number", "str": "string"}
 BOUNDS = {"≥": "minimum", ">": "exclusiveMinimum", "≤": "maximum", "<": "exclusiveMaximum"}
-# a class: its path, or a mapping, in an overlay also of its arguments alone
+# a class: its path or name, or a mapping; an overlay may give some of its arguments alone
 CLASS: Schema = {
     "type": ["string", "object"],
+    "pattern": r"\.|^[A-Z]",
     "properties": {"class_path": {"type": "string"}, "init_args": {"type": ["object", "null"]}},
 }
 DESCRIPTION_LENGTH = 300
@@ -47,7 +48,7 @@ def experiment_schema() -> Schema:
         group: group_schema({n: replace(p, default=base[group][n]) for n, p in parameters(cls).items()})
         for group, cls in options.GROUPS.items()
     }
-    definitions = {}
+    definitions: dict[str, Schema] = {}
     for key, known in {"model": models, "backbone": backbones, "data": data}.items():
         definitions |= class_definitions(key, known)
     dotted = "|".join(("model", "data", *blocks))
