@@ -1,48 +1,72 @@
-"""Callbacks for any logger."""
+"""Callbacks for metrics and progress. They work with any LightningModule and any data.
 
-import csv
+What a module does not offer, such as a validation, is left out.
+"""
+
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-import yaml
-from jsonargparse import dict_to_namespace
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
 
-from swin_lightning.batch import IGNORE_INDEX
-from swin_lightning.run_figures import Prediction, learning_curves, prediction_sheet
+from swin_lightning.checkpointing import metric_not_logged
+from swin_lightning.errors import UserError
 from swin_lightning.runs import RunFolder
 
 
 class EarlyStopping(LightningEarlyStopping):
-    """Stop when validation no longer improves.
+    """Stop when a validation metric no longer improves.
 
     Args:
-        patience: Validations without improvement; 0 leaves early stopping out.
-        monitor: Metric that should improve.
-        mode: Whether it should grow (`max`) or shrink (`min`).
-        min_delta: Smallest change that counts.
+        patience: Validations without improvement before the run stops; 0 disables early stopping.
+        monitor: Metric to watch.
+        mode: Whether a larger (`max`) or a smaller (`min`) value is better.
+        min_delta: Smallest change that counts as an improvement.
+
+    Raises:
+        UserError: If the metric is not logged.
     """
 
     def __init__(self, patience: int = 0, monitor: str = "val/acc", mode: str = "max", min_delta: float = 0.0) -> None:
         super().__init__(monitor=monitor, mode=mode, patience=patience, min_delta=min_delta)
         self.enabled = patience > 0
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        try:
+            super().on_validation_end(trainer, pl_module)
+        except RuntimeError as error:
+            self._explain(error, trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        try:
+            super().on_train_epoch_end(trainer, pl_module)
+        except RuntimeError as error:
+            self._explain(error, trainer, pl_module)
+
+    def _explain(self, error: RuntimeError, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor in trainer.callback_metrics:
+            raise error
+        option, remedy = "early_stopping.monitor", "name a metric that is logged"
+        raise UserError(metric_not_logged(option, self.monitor, remedy, trainer, pl_module)) from error
+
 
 class SaveConfig(Callback):
-    """Writes the configuration into the run folder and sends it to the loggers under the keys of the command line.
+    """Writes the configuration into the run folder and sends it to the loggers.
 
     Args:
         run: The run folder.
         text: The configuration as YAML.
+        options: The configuration by the option names of the command line.
     """
 
-    def __init__(self, run: RunFolder, text: str) -> None:
-        self.run, self.text = run, text
+    def __init__(self, run: RunFolder, text: str, options: dict[str, Any]) -> None:
+        self.run, self.text, self.options = run, text, options
         self._saved = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -51,57 +75,85 @@ class SaveConfig(Callback):
         self._saved = True
         self.run.path.mkdir(parents=True, exist_ok=True)
         self.run.next_config().write_text(self.text, encoding="utf-8")
-        options = {
-            key.replace(".init_args.", "."): v for key, v in dict_to_namespace(yaml.safe_load(self.text)).items()
-        }
         for logger in trainer.loggers:
-            logger.log_hyperparams(options)
+            logger.log_hyperparams(self.options)
 
 
 class TrainingMonitor(Callback):
-    """Logs learning rate, gradient norm and images per second, each as often as the Trainer logs."""
+    """Logs learning rate, gradient norm (before clipping) and images per second at the steps that the Trainer logs.
 
-    def __init__(self) -> None:
-        self._images, self._since = 0, 0.0
+    With several optimizers `train/lr` and `train/grad_norm` are those of the first one; the second one has
+    `train/lr/1` and `train/grad_norm/1`.
+    """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._due, self._step_before = False, trainer.global_step
         self._images, self._since = 0, time.perf_counter()
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._due, self._step_before = should_log(trainer), trainer.global_step
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        if should_log(trainer):  # before clipping
-            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            pl_module.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
-            pl_module.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
+        if not self._due:
+            return
+        parameters, suffix = pl_module.parameters(), ""
+        if len(trainer.optimizers) > 1:
+            parameters = (p for group in optimizer.param_groups for p in group["params"])
+            index = next((i for i, other in enumerate(trainer.optimizers) if other is optimizer), 0)
+            suffix = f"/{index}" if index else ""
+        gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
+        pl_module.log(f"train/grad_norm{suffix}", torch.nn.utils.get_total_norm(gradients))
+        rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
+        if rates:
+            pl_module.log(f"train/lr{suffix}", max(rates))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._images += len(batch["image"]) * trainer.world_size
-        if should_log(trainer):
+        self._images += batch_size(batch) * trainer.world_size
+        stepped = trainer.global_step > self._step_before or not pl_module.automatic_optimization
+        if self._due and stepped:
             now = time.perf_counter()
             pl_module.log("train/images_per_s", self._images / (now - self._since))
             self._images, self._since = 0, now
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._images, self._since = 0, time.perf_counter()  # validation's time is not training's
+        self._images, self._since = 0, time.perf_counter()  # exclude validation time from throughput
 
 
 class BestMetric(Callback):
-    """Logs the best value so far as `<monitor>_best`, across resumed runs.
+    """Logs the best value of a validation metric so far as `<monitor>_best`, across resumed runs.
 
     Args:
-        monitor: Metric to follow; larger is better.
+        monitor: Metric to follow.
+        mode: Whether a larger (`max`) or a smaller (`min`) value is better.
     """
 
-    def __init__(self, monitor: str = "val/acc") -> None:
-        self.monitor = monitor
-        self.best = float("-inf")
+    def __init__(self, monitor: str = "val/acc", mode: str = "max") -> None:
+        self.monitor, self.mode = monitor, mode
+        self.best = float("-inf" if mode == "max" else "inf")
+
+    @property
+    def state_key(self) -> str:
+        return f"{type(self).__name__}[{self.monitor}, {self.mode}]"
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        value = trainer.callback_metrics.get(self.monitor)
-        if value is not None and not trainer.sanity_checking and trainer.state.fn == "fit":
-            self.best = max(self.best, float(value))
+        if self._update(trainer):
             pl_module.log(f"{self.monitor}_best", self.best, prog_bar=True, sync_dist=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Follow a metric that the module logs in its own `on_validation_epoch_end`, which runs after the callbacks."""
+        before = self.best
+        if self._update(trainer) and self.best != before:
+            for logger in trainer.loggers:
+                logger.log_metrics({f"{self.monitor}_best": self.best}, trainer.global_step - 1)
+
+    def _update(self, trainer: Trainer) -> bool:
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None or trainer.sanity_checking or trainer.state.fn != "fit":
+            return False
+        self.best = (max if self.mode == "max" else min)(self.best, float(value))  # NaN is never the best
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -111,29 +163,40 @@ class BestMetric(Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Rich's bar with losses, accuracies and images per second.
+    """Rich progress bar with the logged metrics and images per second.
 
-    In training it reads them as often as the Trainer logs. Reading waits for a GPU, and what is logged with
-    `prog_bar=True` Lightning reads at every step, with a bar or without.
+    In training it reads the metrics only at the steps that the Trainer logs, since every read makes the host wait for
+    a GPU. Lightning reads metrics that are logged with `prog_bar=True` at every step, with a bar or without.
+
+    Args:
+        monitor: Metric that is shown first after the losses.
     """
 
-    def __init__(self) -> None:
+    HIDDEN = ("train/lr", "train/grad_norm")
+
+    def __init__(self, monitor: str = "val/acc") -> None:
         super().__init__(leave=True)
+        self.monitor = monitor
+        self._due = False
         self._shown: Any = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._due = should_log(trainer)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if not trainer.training or last or should_log(trainer) or not self._shown:
-            hidden = ("train/lr", "train/grad_norm")
-            self._shown = {k: float(v) for k, v in trainer.callback_metrics.items() if k not in hidden}
+        if not trainer.training or last or self._due or not self._shown:
+            metrics = trainer.callback_metrics
+            names = summary_order(metrics, self.monitor)
+            self._shown = {name: float(metrics[name]) for name in names if not name.startswith(self.HIDDEN)}
         return self._shown
 
 
 class CompileTimeLogger(Callback):
-    """Says how long the first training step took: a compiled model is compiled in it."""
+    """Prints the time of the first training step, in which a compiled model is compiled."""
 
     def __init__(self) -> None:
-        self._said = False
+        self._printed = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._since = time.perf_counter()
@@ -141,135 +204,65 @@ class CompileTimeLogger(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.is_global_zero and not self._said:
-            print(f"first step {time.perf_counter() - self._since:.1f} s, with compilation", flush=True)
-        self._said = True
+        if trainer.is_global_zero and not self._printed:
+            print(f"first step {time.perf_counter() - self._since:.1f} s, including compilation", flush=True)
+        self._printed = True
 
 
 class EpochSummary(Callback):
-    """One line an epoch where the output is a file and a progress bar would be noise."""
+    """Prints one line per epoch, in place of a progress bar, when the output is not a terminal.
+
+    Args:
+        monitor: Metric that is shown first after the losses.
+        max_metrics: Largest number of metrics on a line.
+    """
+
+    def __init__(self, monitor: str = "val/acc", max_metrics: int = 8) -> None:
+        self.monitor, self.max_metrics = monitor, max_metrics
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            shown = "  ".join(
-                f"{name} {values[name]:.4g}" for name in ("train/loss", "val/loss", "val/acc") if name in values
-            )
-            seconds, self._start = time.perf_counter() - self._start, time.perf_counter()
-            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}  {seconds:.1f} s", flush=True)
-
-
-class PredictionReport(Callback):
-    """Pictures of the run and of sample predictions in the run folder; the samples and a confusion matrix to W&B.
-
-    Args:
-        run: The run folder.
-        samples: How many predictions are shown.
-        max_classes: Largest number of classes for which there is a confusion matrix.
-    """
-
-    def __init__(self, run: RunFolder, samples: int = 32, max_classes: int = 100) -> None:
-        self.run, self.samples, self.max_classes = run, samples, max_classes
-
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._names = class_names(pl_module)
-        self._predictions: list[Prediction] = []
-        self._confusion = None
-        if len(self._names) <= self.max_classes:
-            self._confusion = MulticlassConfusionMatrix(len(self._names), ignore_index=IGNORE_INDEX).to(
-                pl_module.device
-            )
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if self._confusion is not None:
-            self._confusion.update(outputs, batch["target"])
-        missing = self.samples - len(self._predictions)
-        if missing > 0 and trainer.is_global_zero:
-            images = trainer.datamodule.denormalize(batch["image"][:missing])  # type: ignore[attr-defined]
-            images = images.permute(0, 2, 3, 1).cpu().numpy()
-            best = outputs[:missing].softmax(dim=1).max(dim=1)
-            rows = zip(images, batch["target"].tolist(), best.indices.tolist(), best.values.tolist(), strict=False)
-            self._predictions += [Prediction(i, self._names[t], self._names[k], p) for i, t, k, p in rows if t >= 0]
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # on every rank, since it gathers
-        counts = None if self._confusion is None else self._confusion.compute().cpu()
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_predictions"):
-                logger.log_predictions(self._predictions)
-            if counts is not None and hasattr(logger, "log_confusion"):
-                logger.log_confusion(counts, self._names)
-        self.run.path.mkdir(parents=True, exist_ok=True)
-        prediction_sheet(self._predictions, self.run.prediction_sheet)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and self.run.metrics.is_file():
-            learning_curves(self.run.path)
-
-
-class PredictionWriter(Callback):
-    """Writes `predict`'s results as `predictions.csv`: path, class, probability, and the following classes.
-
-    Args:
-        run: The run folder.
-        top_k: Classes a row.
-    """
-
-    def __init__(self, run: RunFolder, top_k: int = 5) -> None:
-        self.path = run.predictions
-        self.top_k = top_k
-        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        top = outputs.topk(min(self.top_k, outputs.shape[1]), dim=1)
-        index, values, classes = pl_module.all_gather((batch["index"], top.values, top.indices))
-        self._rows.append((index.flatten().cpu(), values.flatten(0, -2).cpu(), classes.flatten(0, -2).cpu()))
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        index, values, classes = (torch.cat(column).tolist() for column in zip(*self._rows, strict=True))
-        source = trainer.datamodule.sources["predict"]  # type: ignore[attr-defined]
-        names = class_names(pl_module)
-        k = len(values[0])
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", *(part for i in range(1, k + 1) for part in (f"class_{i}", f"probability_{i}"))])
-            rows = dict(zip(index, zip(values, classes, strict=True), strict=True))  # repeated samples fall together
-            rows.pop(-1, None)  # unreadable images
-            for i, (probabilities, places) in sorted(rows.items()):
-                pairs = zip(places, probabilities, strict=True)
-                writer.writerow([source.name(i), *(part for c, p in pairs for part in (names[c], f"{p:.6f}"))])
-        print(f"predictions: {self.path}", flush=True)
+        metrics = trainer.callback_metrics
+        first = (*LOSSES, self.monitor)
+        names = [n for n in summary_order(metrics, self.monitor) if n in first or n.startswith("val")]
+        parts = [f"{name} {float(metrics[name]):.4g}" for name in names[: self.max_metrics]]
+        total = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        seconds, self._start = time.perf_counter() - self._start, time.perf_counter()
+        print("  ".join([f"epoch {trainer.current_epoch + 1}{total}", *parts, f"{seconds:.1f} s"]), flush=True)
 
 
-def class_names(module: LightningModule) -> list[str]:
-    """The classifier's class names, or the classes' numbers."""
-    return module.hparams.get("class_names") or [str(k) for k in range(module.hparams["num_classes"])]
+# helpers
+
+LOSSES = ("train/loss", "train_loss", "val/loss", "val_loss")
 
 
 def should_log(trainer: Trainer) -> bool:
-    """Whether the Trainer logs this training step."""
-    return (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+    """Whether the Trainer logs the step of the batch that starts now; valid in `on_train_batch_start`.
+
+    The Trainer counts optimizer steps, and with manual optimization batches.
+    """
+    automatic = trainer.lightning_module.automatic_optimization
+    count = trainer.global_step if automatic else trainer.fit_loop.total_batch_idx
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and (count + 1) % every == 0
+
+
+def batch_size(batch: Any) -> int:
+    """Number of samples in a batch of any structure; 0 if it holds no tensor."""
+    if isinstance(batch, Mapping) and isinstance(batch.get("image"), Tensor):
+        return len(batch["image"])
+    try:
+        return extract_batch_size(batch)
+    except MisconfigurationException:
+        return 0
+
+
+def summary_order(names: Iterable[str], monitor: str) -> list[str]:
+    """Names of metrics with the losses and the monitor first. One metric per class, `val/acc/<class>`, is left out."""
+    first = [*LOSSES, monitor]
+    names = [name for name in names if name.count("/") < 2]
+    return sorted(names, key=lambda name: first.index(name) if name in first else len(first))

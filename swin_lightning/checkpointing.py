@@ -1,11 +1,12 @@
-"""Checkpoints from which a run goes on as if it had never stopped, to the last bit on a CPU.
+"""Checkpoints and exact resume (bitwise on a CPU).
 
-What a step does follows from the weights, the optimizer's and the averages' state and the place in the epoch, which a
-checkpoint holds, and from random numbers, of which it needs to hold none: the data's are functions of (seed, epoch,
-index), and `PerStepSeed` makes torch's a function of (seed, epoch, step, rank). That serves all ranks and devices, where
-a stored state would be that of one process.
+The result of a step depends on the weights, the optimizer, the averaged weights and the position in the epoch, which a
+checkpoint stores, and on random numbers, which it need not store: those of the data are functions of (seed, epoch,
+index), and `PerStepSeed` seeds torch by (seed, epoch, batch, rank). This holds for any number of ranks and devices,
+whereas a stored generator state would be that of one process.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -17,21 +18,25 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from swin_lightning.errors import UserError
 
+log = logging.getLogger(__name__)
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the old file, waits until the disk has it, then takes the old one's place.
+    """Writes to a temporary file, flushes it to the disk, then renames it to the target.
 
-    A kill, a full disk or a lost mount while writing leaves the previous checkpoint as it was, and there is no moment
-    without one. The unfinished file (`.NAME.part`) is overwritten by the next attempt.
+    If the process is killed, the disk is full or a mount is lost during the write, the previous checkpoint stays, and
+    at no moment is there none. An unfinished file (`.NAME.part`) is overwritten by the next write.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        if "://" in str(path):  # object stores show a file when it is complete
+        if "://" in str(path):  # object stores show a file only when it is complete
             return super().save_checkpoint(checkpoint, path, storage_options)
         target = Path(path)
         part = target.with_name(f".{target.name}.part")
@@ -42,14 +47,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, target)
-        except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError
+        except (OSError, RuntimeError) as error:  # torch raises a RuntimeError for a failed write
             part.unlink(missing_ok=True)
             reason: BaseException | None = error
             while reason is not None and not isinstance(reason, OSError):
                 reason = reason.__context__
             kept = "the previous one is kept" if target.exists() else "there is no earlier one"
             raise UserError(f"checkpoint {target} cannot be written ({reason or error}); {kept}") from error
-        if hasattr(os, "O_DIRECTORY"):  # the new name, too, must survive a power cut
+        if hasattr(os, "O_DIRECTORY"):  # flush the rename as well, for a power failure
             folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(folder)
@@ -58,32 +63,35 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class PerStepSeed(Callback):
-    """Seeds torch before every training batch by (seed, epoch, batch, rank): stochastic depth, dropout.
+    """Seeds torch before every training batch by (seed, epoch, batch, rank), for stochastic depth and dropout.
 
-    The seed is that of the data.
+    The seed is that of the data module, or `seed_everything` if it has none.
     """
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        seed = getattr(trainer.datamodule, "seed", 0)  # type: ignore[attr-defined]
-        key = (seed, trainer.current_epoch, batch_idx, trainer.global_rank, 1)  # the mixing has the one without the 1
+        seed = getattr(getattr(trainer, "datamodule", None), "seed", None)
+        if not isinstance(seed, int):
+            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by Lightning's seed_everything
+        key = (seed, trainer.current_epoch, batch_idx, trainer.global_rank, 1)  # mixup has the key without the 1
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
 class Checkpoint(ModelCheckpoint):
-    """`best.ckpt` by validation accuracy, and `last.ckpt` by epochs, steps, minutes, and at an interruption.
+    """Writes `best.ckpt` by a validation metric; `last` is the callback that writes `last.ckpt`.
 
-    Both are replaced atomically. `last.ckpt` always lies between two optimizer steps: Ctrl-C waits for the end of one
-    (and of the batches that it accumulates; a second Ctrl-C does not), and after an error in its midst the file of an
-    earlier step stays.
+    Both files are replaced atomically. Without the metric only `last.ckpt` is written.
 
     Args:
         monitor: Metric that decides which checkpoint is best.
         mode: Whether a larger (`max`) or a smaller (`min`) value is better.
-        save_top_k: How many best checkpoints are kept.
+        save_top_k: Number of best checkpoints to keep.
         every_n_epochs: Epochs between checkpoints.
-        every_n_train_steps: Optimizer steps between writings of `last.ckpt` within an epoch; 0 is off.
-        every_n_minutes: Minutes between writings of `last.ckpt` within an epoch; 0 is off.
+        every_n_train_steps: Optimizer steps between writes of `last.ckpt` within an epoch; 0 is off.
+        every_n_minutes: Minutes between writes of `last.ckpt` within an epoch; 0 is off.
         dirpath: Folder; `checkpoints/` of the run by default.
+
+    Attributes:
+        last: The callback for `last.ckpt`, to be added to the Trainer after this one.
     """
 
     def __init__(
@@ -102,39 +110,97 @@ class Checkpoint(ModelCheckpoint):
             monitor=monitor,
             mode=mode,
             save_top_k=save_top_k,
-            save_last=True,
             every_n_epochs=every_n_epochs,
             enable_version_counter=save_top_k != 1,
         )
+        self.last = LastCheckpoint(every_n_epochs, every_n_train_steps, every_n_minutes)
+        self._first_step = 0  # global step at the start of this process
+        self._validated = False
+        self._warned = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        use_atomic_io(trainer)
+        self.last.dirpath = str(self.dirpath)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._first_step = trainer.global_step
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated |= trainer.state.fn == "fit" and not trainer.sanity_checking
+        try:
+            super().on_validation_end(trainer, pl_module)
+        except MisconfigurationException:
+            if self.monitor in trainer.callback_metrics:
+                raise
+            self._warn(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor in {*trainer.callback_metrics, "epoch", "step"}:
+            super().on_train_epoch_end(trainer, pl_module)
+        elif trainer.global_step > self._first_step and (self._validated or not any(trainer.num_val_batches)):
+            self._warn(trainer, pl_module)
+
+    def _warn(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._warned and trainer.is_global_zero:
+            consequence = "best.ckpt is not written"
+            log.warning(metric_not_logged("checkpoint.monitor", str(self.monitor), consequence, trainer, pl_module))
+        self._warned = True
+
+
+class LastCheckpoint(CheckpointCallback):
+    """Writes `last.ckpt` by epochs, steps and minutes, at the end of training, and on interruption.
+
+    `last.ckpt` is always written between two optimizer steps: Ctrl-C waits for the end of the step (with gradient
+    accumulation, of all of its batches; a second Ctrl-C does not wait), and an error within a step leaves the file of
+    an earlier step.
+
+    Args:
+        every_n_epochs: Epochs between writes.
+        every_n_train_steps: Optimizer steps between writes within an epoch; 0 is off.
+        every_n_minutes: Minutes between writes within an epoch; 0 is off.
+        dirpath: Folder; `checkpoints/` in the Trainer's `default_root_dir` by default.
+
+    Raises:
+        UserError: For a negative interval.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        every_n_train_steps: int = 0,
+        every_n_minutes: float = 0.0,
+        dirpath: str | None = None,
+    ) -> None:
         for name, value in {"every_n_train_steps": every_n_train_steps, "every_n_minutes": every_n_minutes}.items():
             if value < 0:
                 raise UserError(f"checkpoint.{name} {value} must be at least 0; 0 is off")
-        self.last_every_n_steps, self.last_every_n_minutes = every_n_train_steps, every_n_minutes
-        self._written_at, self._written_step = 0.0, -1  # last.ckpt
-        self._whole = True  # weights, averages and counters tell of the same step, and no gradient is waiting
+        self.every_n_epochs, self.dirpath = every_n_epochs, dirpath
+        self.every_n_train_steps, self.every_n_minutes = every_n_train_steps, every_n_minutes
+        self._saved_at, self._saved_step = 0.0, -1  # time and optimizer step of the last write
+        self._step_before = 0  # optimizer steps before the current batch
+        self._between_steps = True  # weights, averages and counters are consistent, and there are no gradients
         self._between_epochs = False
         self._interrupted = False
         self._handler: Any = None  # of SIGINT, before training
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        use_atomic_io(trainer)
+        self.dirpath = self.dirpath or os.path.join(trainer.default_root_dir, "checkpoints")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._written_at, self._whole, self._interrupted = time.monotonic(), True, False
-        self._written_step = trainer.global_step  # of a resumed run: nothing is new before the first step
+        self._between_steps, self._interrupted = True, False
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step  # there is nothing new to save yet
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGINT, self._interrupt)
 
     def _interrupt(self, *_: Any) -> None:
-        if self._whole or self._interrupted:
+        if self._between_steps or self._interrupted:
             raise KeyboardInterrupt
         self._interrupted = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
         self._restore_handler()
 
     def _restore_handler(self) -> None:
@@ -142,110 +208,161 @@ class Checkpoint(ModelCheckpoint):
             signal.signal(signal.SIGINT, self._handler)
             self._handler = None
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._step_before = trainer.global_step
+        self._between_epochs = False
+
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._whole = False
+        self._between_steps = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write `last.ckpt` if it is time. Lightning calls checkpoints last: the averages have followed."""
-        if trainer.fit_loop.epoch_loop._should_accumulate():
+        """Write `last.ckpt` if it is due. Lightning calls checkpoint callbacks last: the averages are up to date."""
+        step, every = trainer.global_step, self.every_n_train_steps
+        if step == self._step_before:  # gradients are being accumulated
             return
-        self._whole = True
-        due = self.last_every_n_steps > 0 and trainer.global_step % self.last_every_n_steps == 0
-        if self.last_every_n_minutes > 0:
-            late = time.monotonic() - self._written_at >= 60 * self.last_every_n_minutes
-            due = bool(trainer.strategy.broadcast(late)) or due  # clocks differ, and all ranks must agree
-        if due and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # the epoch's end writes its own
-            self._write_last(trainer)
+        self._between_steps = True
+        due = every > 0 and step // every > self._step_before // every
+        if self.every_n_minutes > 0:
+            late = time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
+            due = trainer.strategy.broadcast(late) or due  # clocks differ, and all ranks must agree
+        if due and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # see on_train_epoch_end
+            self._save(trainer)
         if self._interrupted:
             raise KeyboardInterrupt
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_validation_end(trainer, pl_module)
-        self._end_epoch(trainer)
+        """Write `last.ckpt` after a validation within an epoch.
+
+        After a validation at the end of an epoch `on_train_epoch_end` writes it, when best checkpoint and early
+        stopping have seen the metrics. Resumed from here, they would never see them.
+        """
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if fitting and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save_epoch(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_epoch_end(trainer, pl_module)
-        self._end_epoch(trainer)  # if there was no validation
+        self._save_epoch(trainer)
         self._between_epochs = True
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._between_epochs = False
-
-    def _end_epoch(self, trainer: Trainer) -> None:
-        """Write `last.ckpt` whether or not the epoch was the best, which Lightning alone asks for."""
-        fits = trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        if (
-            fits
-            and self._written_step != trainer.global_step
-            and (trainer.current_epoch + 1) % self._every_n_epochs == 0
-        ):
-            self._write_last(trainer)
-
-    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
-        if (
-            self._written_step != trainer.global_step
-        ):  # else the averages, by now in the weights' place, would replace them
-            self._write_last(trainer)
+    def _save_epoch(self, trainer: Trainer) -> None:
+        epochs, steps, every = trainer.current_epoch + 1, trainer.global_step, self.every_n_epochs
+        ends = trainer.should_stop or epochs == trainer.max_epochs or 0 <= trainer.max_steps <= steps
+        if (ends or (every > 0 and epochs % every == 0)) and self._saved_step != steps:
+            self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save where the run stands, so that `--ckpt_path last` continues after Ctrl-C, SIGTERM or an error."""
+        """Save the current state, so that `--ckpt_path last` continues after Ctrl-C, SIGTERM or an error."""
         self._restore_handler()
         ready = trainer.state.fn == "fit" and trainer.global_step > 0 and not trainer.sanity_checking
-        if ready and self._whole and self._written_step != trainer.global_step:
-            loop = trainer.fit_loop
-            epochs: Any = loop.epoch_progress.current
-            if self._between_epochs and epochs.ready > epochs.processed:
-                loop.epoch_loop.batch_progress.reset_on_run()  # or the epoch that has begun would count as trained
-            self._write_last(trainer)
+        if not ready or not self._between_steps or self._saved_step == trainer.global_step:
+            return
+        loop = trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current
+        if self._between_epochs and epochs.ready > epochs.processed:
+            loop.epoch_loop.batch_progress.reset_on_run()  # or the epoch that has begun would count as trained
+        if trainer.validating:  # a resumed run repeats the whole validation: its metrics are not in the checkpoint
+            validation = loop.epoch_loop.val_loop.batch_progress
+            validation.reset()
+            validation.increment_ready()
+            validation.increment_started()
+        self._save(trainer)
 
-    def _write_last(self, trainer: Trainer) -> None:
-        if self.dirpath:
-            self.last_model_path = str(Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
-            trainer.save_checkpoint(self.last_model_path, weights_only=False)
-            self._written_at, self._written_step = time.monotonic(), trainer.global_step
+    def _save(self, trainer: Trainer) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(os.path.join(str(self.dirpath), "last.ckpt"), weights_only=False)
+            self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
 
 class EMA(WeightAveraging):
-    """Exponential moving average of the weights: validated, tested and saved in place of the raw ones.
+    """Exponential moving average of the weights: validated, tested and saved in place of the raw weights.
+
+    Lightning's callback updates by `AveragedModel.update_parameters`, which reads a counter from the device and thereby
+    makes the host wait for a GPU at every step; the update here does not. Buffers, such as the statistics of a
+    BatchNorm, are not averaged but copied from the model when the averages are used.
 
     Args:
-        decay: Share that the average keeps at every optimizer step; 0 leaves the averaging out.
+        decay: Weight of the average at every optimizer step; 0 disables averaging.
     """
 
     def __init__(self, decay: float = 0.0) -> None:
-        # averaging would round the integers of relative_position_index, and with them move every bias
-        super().__init__(use_buffers=False)
+        super().__init__(use_buffers=False)  # averaging would round the integers of relative_position_index
         self.enabled = decay > 0
-        self._follow = get_ema_multi_avg_fn(decay)
+        self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._last_step = 0  # optimizer step of the last update
         self._swapped = False
+
+    @property
+    def average_model(self) -> AveragedModel | None:
+        """The averaged model, None outside of `fit`."""
+        return self._average_model  # private: WeightAveraging has no public access to it
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """What `AveragedModel.update_parameters` does, without reading from the device how often it was called."""
-        if trainer.global_step <= self._latest_update_step:  # of accumulated batches only the last one makes a step
+        if trainer.global_step <= self._last_step:  # gradients are being accumulated
             return
-        assert self._average_model is not None
-        averages = [p.detach() for p in self._average_model.parameters()]
+        assert self.average_model is not None
+        averages = [p.detach() for p in self.average_model.parameters()]
         weights = [p.detach() for p in pl_module.parameters()]
-        if self._latest_update_step:
-            self._follow(averages, weights, 0)
+        if self._last_step:
+            self._average(averages, weights, 0)
         else:
             for average, weight in zip(averages, weights, strict=True):
                 average.copy_(weight)
-        self._average_model.n_averaged += 1
-        self._latest_update_step = trainer.global_step
+        self.average_model.n_averaged += 1
+        self._last_step = trainer.global_step
 
-    def _swap_models(self, pl_module: LightningModule) -> None:
-        super()._swap_models(pl_module)
-        self._swapped = not self._swapped
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._copy_buffers(pl_module)
+            super().on_validation_epoch_start(trainer, pl_module)
+            self._swapped = True
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._swapped:
+            super().on_validation_epoch_end(trainer, pl_module)
+            self._swapped = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.on_validation_epoch_end(trainer, pl_module)  # the checkpoint needs both sets of weights in their places
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._copy_buffers(pl_module)
+        super().on_train_end(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.average_model is not None:
+            self._copy_buffers(pl_module)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":  # a test after fit keeps the averaged weights that were loaded
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._swapped:  # interrupted in validation: the checkpoint must find both sets in their places
-            self._swap_models(pl_module)
+    def state_dict(self) -> dict[str, Any]:
+        return {"latest_update_step": self._last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._last_step = state_dict["latest_update_step"]
+
+    def _copy_buffers(self, pl_module: LightningModule) -> None:
+        assert self.average_model is not None
+        for average, current in zip(self.average_model.module.buffers(), pl_module.buffers(), strict=True):
+            average.copy_(current)
+
+
+# helpers
+
+
+def metric_not_logged(option: str, metric: str, consequence: str, trainer: Trainer, pl_module: LightningModule) -> str:
+    """The message for an option that names a metric which the module does not log."""
+    logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+    return f"{option} {metric} is not logged by {type(pl_module).__name__}; {consequence}. Logged: {logged}"
+
+
+def use_atomic_io(trainer: Trainer) -> None:
+    """Let the Trainer write checkpoints atomically, unless it was given a `CheckpointIO`."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()

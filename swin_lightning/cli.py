@@ -14,27 +14,26 @@ import yaml
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swin_lightning import allocator, config
 from swin_lightning.callbacks import (
     BestMetric,
     CompileTimeLogger,
     EpochSummary,
-    PredictionReport,
-    PredictionWriter,
     ProgressBar,
     SaveConfig,
     TrainingMonitor,
 )
 from swin_lightning.checkpointing import PerStepSeed
-from swin_lightning.commands import COMMANDS, TRAINER_COMMANDS, load_command
+from swin_lightning.commands import COMMANDS, asks_for_help, check_command, load_command
 from swin_lightning.data import ImageNet
 from swin_lightning.errors import UserError, user_error
 from swin_lightning.loggers import ended_by_sweep, finish_wandb
 from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.weights import read_checkpoint
+from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter
 from swin_lightning.runs import RunFolder, find_checkpoint
 
 RUN_DIR_ENV = "SWIN_LIGHTNING_RUN_DIR"  # the run folder, for the ranks that Lightning starts on this machine
@@ -103,9 +102,9 @@ class CLI(LightningCLI):
             options.verbose = False  # one line says the same, see _print_result
         if self.subcommand == "predict":
             options.trainer.logger = False  # the result is a file
-        loggers = options.trainer.logger if isinstance(options.trainer.logger, list) else []
+        loggers = options.trainer.logger if isinstance(options.trainer.logger, list) else [options.trainer.logger]
         for logger in loggers:
-            if logger.init_args.get("save_dir", "") is None:
+            if isinstance(logger, Namespace) and logger.get("init_args.save_dir", "") is None:
                 logger.init_args.save_dir = str(self.run.path)
         options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.run.checkpoints)
         options.trainer.default_root_dir = options.trainer.default_root_dir or str(self.run.path)
@@ -116,7 +115,7 @@ class CLI(LightningCLI):
         trainer: dict[str, Any] = {**options.trainer, **kwargs}
         if trainer["precision"] is None and trainer["accelerator"] != "cpu" and torch.cuda.is_available():
             trainer["precision"] = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else None
-        if (line := allocator.describe()) and rank_zero_only.rank == 0:
+        if (line := allocator.describe()) and _is_rank_zero():
             log.info(line)
         if trainer["gradient_clip_val"] and not self.model.automatic_optimization:
             log.warning(
@@ -130,22 +129,25 @@ class CLI(LightningCLI):
         if dry_run:  # Lightning would still write a last checkpoint
             trainer["enable_checkpointing"] = False
         self.checkpoint = options.checkpoint
-        optional = [options.ema, options.early_stopping, *([] if dry_run else [self.checkpoint])]
+        monitor = self.checkpoint.monitor
+        optional = [options.ema, options.early_stopping, *([] if dry_run else [self.checkpoint, self.checkpoint.last])]
         callbacks += [callback for callback in optional if getattr(callback, "enabled", True)]
         callbacks += [
             PerStepSeed(),
             TrainingMonitor(),
             BestMetric(),
+            *([BestMetric(monitor, self.checkpoint.mode)] if monitor != "val/acc" else []),
             PredictionReport(self.run),
             PredictionWriter(self.run),
         ]
         if getattr(self.model, "compile_backbone", False):
             callbacks.append(CompileTimeLogger())
         if trainer["enable_progress_bar"] is not False:
-            callbacks.append(ProgressBar() if sys.stdout.isatty() else EpochSummary())
+            callbacks.append(ProgressBar(monitor) if sys.stdout.isatty() else EpochSummary(monitor))
             trainer["enable_progress_bar"] = sys.stdout.isatty()
         if not dry_run:
-            callbacks.append(SaveConfig(self.run, self.saved_config))
+            named = config.flatten(yaml.safe_load(self.saved_config))
+            callbacks.append(SaveConfig(self.run, self.saved_config, named))
         return Trainer(**{**trainer, "callbacks": callbacks})
 
     def after_instantiate_classes(self) -> None:
@@ -189,7 +191,7 @@ class CLI(LightningCLI):
                 options.ckpt_path = str(interrupted.last)
         run = RunFolder.of_checkpoint(options.ckpt_path) if options.ckpt_path is not None and fitting else None
         run = run or RunFolder.new(options.experiment, run_id)
-        if rank_zero_only.rank == 0:
+        if _is_rank_zero():
             os.environ[RUN_DIR_ENV] = str(run.path)
         return RunFolder(Path(os.environ.get(RUN_DIR_ENV, run.path)))
 
@@ -201,7 +203,7 @@ class CLI(LightningCLI):
             raise UserError(
                 f"checkpoint {self.ckpt_path!r} is not a checkpoint of a run; use --model.weights to load parameters"
             )
-        stored = dict(content.get("hyper_parameters") or {})
+        stored: dict[str, Any] = {**(content.get("hyper_parameters") or {})}  # type: ignore[dict-item]
         self.checkpoint_classes = stored.get("num_classes")
         if not stored:  # a LightningModule that does not save its hyperparameters
             return
@@ -213,7 +215,7 @@ class CLI(LightningCLI):
         ours = config.flatten({"model": options.model.as_dict()})
         theirs = config.flatten({"model": parsed[self.subcommand].model.as_dict()})
         changed = [f"{key}: {ours.get(key)} -> {theirs[key]}" for key in theirs if ours.get(key) != theirs[key]]
-        if changed and rank_zero_only.rank == 0:
+        if changed and _is_rank_zero():
             print(f"the checkpoint overrides {', '.join(changed)}; to change them use --model.weights", flush=True)
         self.config = parsed
 
@@ -258,9 +260,9 @@ def main(args: list[str] | None = None) -> CLI | None:
         if argv and argv[0] in COMMANDS:
             load_command(argv[0])(argv[1:])
             return None
-        if argv and not argv[0].startswith("-") and argv[0] not in TRAINER_COMMANDS:
-            raise UserError(f"unknown command {argv[0]!r}; choose one of {', '.join([*TRAINER_COMMANDS, *COMMANDS])}")
-        if {"-h", "--help"} & set(argv[1:]):
+        if argv and argv[0] not in ("-h", "--help"):
+            check_command(argv[0])
+        if any(map(asks_for_help, argv[1:])):
             from swin_lightning.help import print_help
 
             print_help(argv)
@@ -280,6 +282,11 @@ def main(args: list[str] | None = None) -> CLI | None:
 
 
 # helpers
+
+
+def _is_rank_zero() -> bool:
+    """Whether this process is, or will start, rank 0; known before there is a Trainer."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 NOISE = ("💡", "TPU available", "Seed set", "Restoring states", "Loaded model weights", "Found current_model_state")

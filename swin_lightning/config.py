@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile, Namespace, dict_to_namespace
+from jsonargparse import ActionConfigFile, Namespace, dict_to_namespace  # type: ignore[attr-defined]
 from jsonargparse.typing import NonNegativeInt
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
 
 from swin_lightning.callbacks import EarlyStopping
 from swin_lightning.checkpointing import EMA, Checkpoint
@@ -95,6 +96,21 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
+    def add_class_arguments(
+        self, class_type: type, *args: Any, skip: set[str | int] | None = None, **kwargs: Any
+    ) -> list[str]:
+        """Make `save_dir` of every logger optional: the command line gives it the run folder."""
+        optional: set[str | int] = set()
+        if (
+            isinstance(class_type, type)
+            and issubclass(class_type, Logger)
+            and "save_dir" in init_parameters(class_type)
+        ):
+            optional = {"save_dir"}
+            self.add_argument("--save_dir", type=str | None, help="Folder; the run folder by default.")
+        added: list[str] = super().add_class_arguments(class_type, *args, skip={*(skip or ()), *optional}, **kwargs)
+        return added
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the parser of a class's arguments: the outer one knows the whole key
             super().error(message, ex)
@@ -158,14 +174,14 @@ def instantiate(config: Namespace) -> tuple[Any, Any]:
     Returns:
         The LightningDataModule (None if the configuration has none) and the LightningModule.
     """
-    part = Namespace({key: config[key] for key in ("seed_everything", "data", "model")})
+    part = dict_to_namespace({key: config[key] for key in ("seed_everything", "data", "model")})
     parser = Parser()
     parser.add_argument("--seed_everything", type=NonNegativeInt, default=0)
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
     for name in ("num_classes", "class_names"):
         parser.link_arguments("data", f"model.init_args.{name}", _attribute(name), apply_on="instantiate")
-    built = parser.instantiate_classes(part)
+    built = parser.instantiate(part)
     return built.get("data"), built.model
 
 
@@ -261,6 +277,7 @@ def _attribute(name: str) -> Any:
 
 
 def _subclasses(base: type) -> Iterator[type]:
-    for child in base.__subclasses__():
+    children: list[type] = base.__subclasses__()
+    for child in children:
         yield child
         yield from _subclasses(child)

@@ -1,6 +1,7 @@
-"""Loggers that live in the run folder, and everything that knows Weights & Biases.
+"""Loggers that write into the run folder, and the use of Weights & Biases.
 
-wandb is imported inside functions: importing this file costs nothing.
+wandb is imported inside functions, so that importing this file is cheap. The command line gives every logger of the
+configuration, also one of Lightning or the user's own, the run folder as `save_dir` unless it is set.
 """
 
 import csv
@@ -11,7 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,64 +21,90 @@ from urllib.parse import urlparse
 
 import torch
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from swin_lightning.errors import UserError
 from swin_lightning.run_figures import Prediction
+from swin_lightning.runs import RunFolder
 
 
-class CSVLogger(LightningCSVLogger):
-    """Writes `metrics.csv` into the run folder; a resumed run goes on in the same file.
+class CSVLogger(Logger):
+    """Writes `metrics.csv` into the run folder; a resumed run appends to it.
+
+    Lightning's CSVLogger deletes the file of an earlier run in the same folder.
 
     Args:
         save_dir: Folder; the command line gives the run folder.
-        flush_logs_every_n_steps: Steps between writes.
+        flush_logs_every_n_steps: Steps between writes; the Trainer also writes after every row.
     """
 
+    name = version = ""  # no folders below save_dir
+
     def __init__(self, save_dir: str | None = None, flush_logs_every_n_steps: int = 100) -> None:
-        super().__init__(save_dir or ".", name="", version="", flush_logs_every_n_steps=flush_logs_every_n_steps)
+        super().__init__()
+        self.run = RunFolder(Path(save_dir or "."))
+        self.flush_logs_every_n_steps = flush_logs_every_n_steps
+        self._columns: list[str] = []
+        self._rows: list[dict[str, Any]] = []  # not written yet
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.run.path)
 
     @property
     def log_dir(self) -> str:
         return self.save_dir
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        if self._experiment is None:
-            self._experiment = _AppendingWriter(self.log_dir)
-        return self._experiment
-
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run folder's config.yaml holds them."""
+        """Nothing: `config.yaml` in the run folder has them."""
 
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        step = len(self._rows) if step is None else step
+        values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        self._rows.append({**values, "step": step})
+        if (step + 1) % self.flush_logs_every_n_steps == 0:
+            self.save()
 
-class _AppendingWriter(ExperimentWriter):
-    def _check_log_dir_exists(self) -> None:
-        path = Path(self.metrics_file_path)
-        if path.is_file():
-            with path.open(newline="") as file:
-                self.metrics_keys = next(csv.reader(file), [])
+    def save(self) -> None:
+        if not self._rows:
+            return
+        path = self.run.metrics
+        columns = sorted({*self._columns, *(name for row in self._rows for name in row)})
+        if columns == self._columns:
+            with path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, columns).writerows(self._rows)
+        else:  # new columns: write the whole file again
+            earlier = self.run.read_metrics()
+            columns = sorted({*columns, *(name for name in (earlier or [{}])[0] if name)})
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.part")
+            with part.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, columns, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows([*earlier, *self._rows])
+            os.replace(part, path)
+        self._columns, self._rows = columns, []
 
 
 class WandbLogger(LightningWandbLogger):
-    """Weights & Biases with or without account and network.
+    """Weights & Biases, with or without account and network.
 
-    The run's id is the end of the run folder's name, so that a resumed run is the same run there. Without an
-    account, or where the server does not answer, it goes on offline and says how to send the run later.
+    The W&B run has the id of the run folder, so that a resumed run continues the same W&B run. Without an account, or
+    if the server does not respond, the run is logged offline and can be uploaded later.
 
     Args:
         project: W&B project.
-        entity: W&B user or team; your default without it.
-        mode: `auto` is online with an account and offline without; `WANDB_MODE` in the environment goes first.
+        entity: W&B user or team; your default entity by default.
+        mode: `auto` is online with an account and offline without; the environment variable `WANDB_MODE` has priority.
         log_model: Upload the best checkpoint as an artifact at the end.
         name: Name of the run; `<experiment>/<run>` by default.
         group: Group of runs.
         tags: Tags.
-        notes: A note.
+        notes: Notes.
         save_dir: Folder of the local files; the command line gives the run folder.
     """
 
@@ -92,46 +120,49 @@ class WandbLogger(LightningWandbLogger):
         notes: str | None = None,
         save_dir: str | None = None,
     ) -> None:
-        folder = Path(save_dir or ".")
-        super().__init__(
-            project=project,
-            entity=entity,
-            log_model=log_model,
-            name=name or "/".join(folder.parts[-2:]) or None,
-            id=folder.name.rsplit("-", 1)[-1] or None,
-            group=group,
-            tags=tags,
-            notes=notes,
-            save_dir=str(folder.resolve()),  # wandb writes in a process of its own, in another working directory
-        )
+        run = RunFolder(Path(save_dir)) if save_dir else None
+        folder = str(Path(save_dir or ".").resolve())  # wandb's own process has another working directory
+        name, run_id = name or (run.name if run else None), run.id if run else None
+        super().__init__(project=project, log_model=log_model, name=name, id=run_id, save_dir=folder)
         self.mode = mode
+        self._started = False
+        self._options: dict[str, Any] = {"project": project, "entity": entity, "name": name, "id": run_id}
+        self._options |= {"group": group, "tags": tags, "notes": notes, "dir": folder, "resume": "allow"}
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        if self._experiment is None:
-            import wandb
+        """The W&B run, which is started at the first access."""
+        if not self._started:
+            self._started = True
+            self._start()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="There is a wandb run already in progress")
+                super().experiment  # noqa: B018  takes the run in progress
+        return super().experiment
 
-            mode = os.environ.get("WANDB_MODE") or self.mode
-            if mode == "auto":
-                mode = "online" if has_account() else "offline"
-            settings = wandb.Settings(silent=True, init_timeout=30, stop_fn=_end_of_sweeps_run)
-            Path(self.save_dir or ".").mkdir(parents=True, exist_ok=True)
-            self._wandb_init.update(mode=mode, settings=settings)
-            self._wandb_init.pop("anonymous", None)  # wandb warns of it even where it is None
-            try:
-                super().experiment  # noqa: B018  creates and keeps it
-            except (wandb.errors.CommError, wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
-                print(
-                    f"W&B: the server does not answer ({str(error).splitlines()[0]}); going on offline", file=sys.stderr
-                )
-                wandb.teardown()
-                self._wandb_init.update(mode="offline")
-                super().experiment  # noqa: B018
-        return self._experiment
+    def _start(self) -> None:
+        import wandb
+
+        if wandb.run is not None:  # started by the caller
+            return
+        mode: Any = os.environ.get("WANDB_MODE") or self.mode
+        if mode == "auto":
+            mode = "online" if has_account() else "offline"
+        Path(str(self.save_dir)).mkdir(parents=True, exist_ok=True)
+        options = {**self._options, "settings": wandb.Settings(silent=True, init_timeout=30, stop_fn=_stop_run)}
+        try:
+            run = wandb.init(mode=mode, **options)
+        except (wandb.errors.CommError, wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
+            reason = str(error).splitlines()[0]
+            print(f"W&B: the server does not respond ({reason}); logging offline", file=sys.stderr)
+            wandb.teardown()
+            run = wandb.init(mode="offline", **options)
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
 
     def log_hyperparams(self, params: Any) -> None:
-        """Send the configuration; what a sweep has set stands there already, and is the sweep's."""
+        """Send the configuration. Options that a W&B sweep has set keep the sweep's values."""
         run = self.experiment
         set_by_sweep = set(run.config.keys()) if getattr(run, "sweep_id", None) else set()
         super().log_hyperparams({key: value for key, value in params.items() if key not in set_by_sweep})
@@ -145,7 +176,7 @@ class WandbLogger(LightningWandbLogger):
         self.experiment.log({"test/predictions": table})
 
     def log_confusion(self, counts: Tensor, class_names: list[str]) -> None:
-        """Send a confusion matrix, `K, K` counts with a row a label."""
+        """Send a confusion matrix of counts `K, K` (rows: labels, columns: predictions)."""
         import wandb
 
         labels, predictions = torch.nonzero(counts).repeat_interleave(counts[counts > 0], dim=0).T.tolist()
@@ -155,7 +186,7 @@ class WandbLogger(LightningWandbLogger):
 
 @dataclass(frozen=True)
 class WandbRecord:
-    """What W&B knows of a run: its name, its configuration, and the logged rows in W&B's own keys."""
+    """A run as stored by W&B: its name, its configuration, and the logged rows with W&B's keys."""
 
     name: str
     config: dict[str, Any]
@@ -165,17 +196,18 @@ class WandbRecord:
 def read_offline_run(folder: str | Path) -> WandbRecord:
     """Read `wandb/offline-run-*`, without account or network.
 
-    wandb has no function for its files in Python; its command `leet inspect` prints them.
+    wandb has no Python function for these files; its command `leet inspect` prints them.
 
     Raises:
-        ValueError: If wandb cannot read the folder.
+        UserError: If wandb cannot read the folder.
     """
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
     printed = []
     for options in (["--summary"], []):
-        done = subprocess.run([*command, *options, str(folder)], capture_output=True, text=True)
+        done = subprocess.run([*command, *options, str(folder)], capture_output=True, text=True, encoding="utf-8")
         if done.returncode:
-            raise UserError(f"W&B run {str(folder)!r} cannot be read: {done.stderr.strip().splitlines()[-1:]}")
+            reason = " ".join(done.stderr.strip().splitlines()[-1:])
+            raise UserError(f"W&B run {str(folder)!r} cannot be read: {reason}")
         printed.append(done.stdout)
     summary = json.loads(printed[0])
     records = map(json.loads, printed[1].splitlines())
@@ -187,7 +219,7 @@ def read_project(project: str) -> list[WandbRecord]:
     """Read all runs of a project, `entity/project`, from the W&B server.
 
     Raises:
-        ValueError: If there is no account, or no such project.
+        UserError: If there is no account or no such project.
     """
     import wandb
 
@@ -195,11 +227,11 @@ def read_project(project: str) -> list[WandbRecord]:
         return [WandbRecord(run.name, dict(run.config), list(run.scan_history())) for run in wandb.Api().runs(project)]
     except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"W&B project {project!r}: {reason}; log in with `wandb login`, or read a folder") from error
+        raise UserError(f"W&B project {project!r}: {reason}; log in with `wandb login`, or give a folder") from error
 
 
 def finish_wandb() -> None:
-    """Close the W&B run of this process, if there is one. Offline, say how to send it."""
+    """Finish the W&B run of this process, if there is one, and print its address or how to upload it."""
     run = sys.modules["wandb"].run if "wandb" in sys.modules else None
     if run is None:
         return
@@ -207,24 +239,24 @@ def finish_wandb() -> None:
     url = run.url if mode == "online" else None
     run.finish()
     if mode == "offline":
-        print(f"W&B: offline; to send this run later: wandb sync {os.path.relpath(folder)}", flush=True)
+        print(f"W&B: offline; to upload this run: wandb sync {os.path.relpath(folder)}", flush=True)
     elif url:
         print(f"W&B: {url}", flush=True)
 
 
-STOPPED = threading.Event()  # W&B has ended this run: early termination of a sweep, or by hand on its page
+STOPPED = threading.Event()  # W&B has stopped this run: early termination in a sweep, or the stop button on its page
 
 
-def _end_of_sweeps_run() -> None:
+def _stop_run() -> None:
     STOPPED.set()
-    os.kill(os.getpid(), signal.SIGTERM)  # the Trainer ends after the batch and saves a checkpoint
+    os.kill(os.getpid(), signal.SIGTERM)  # the Trainer stops after the current batch and saves a checkpoint
 
 
 def ended_by_sweep() -> bool:
-    """After a SIGTERM: whether W&B's sweep has ended the run; one that was preempted instead goes back into its queue.
+    """After a SIGTERM: whether a W&B sweep has stopped the run. A preempted run is marked for requeueing instead.
 
-    The signal comes from W&B's agent in the one case and from the machine in the other; the client learns which it is
-    within 15 seconds. An agent goes on with the run under the same id, and so from its last checkpoint.
+    The signal comes from W&B's agent in the first case and from the machine in the second; the client learns which it
+    is within 15 seconds. An agent restarts a requeued run under the same id, so that its last checkpoint is resumed.
     """
     run = sys.modules["wandb"].run if "wandb" in sys.modules else None
     if run is None or not run.settings.sweep_id or run.settings.mode != "online":
@@ -237,7 +269,7 @@ def ended_by_sweep() -> bool:
 
 
 def has_account() -> bool:
-    """Whether W&B finds a key in the environment, its settings or the netrc file."""
+    """Whether W&B finds an API key in the environment, its settings or the netrc file."""
     import wandb
 
     settings = wandb.setup().settings

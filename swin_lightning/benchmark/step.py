@@ -95,7 +95,7 @@ def measure(
     trainer = _quiet_trainer(
         **options,
         devices=1,
-        max_epochs=trainer_config.max_epochs or 1,  # the learning-rate schedule may depend on it
+        max_epochs=max(1, trainer_config.max_epochs or 1),  # the learning-rate schedule may depend on it
         limit_val_batches=0 if training else None,
         callbacks=[timer],
     )

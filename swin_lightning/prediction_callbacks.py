@@ -1,0 +1,183 @@
+"""Callbacks for the predictions of a classifier. Any other LightningModule runs without them.
+
+Data modules and batches of any kind are accepted; what they lack, such as images, is left out.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, distributed
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from swin_lightning.batch import IGNORE_INDEX
+from swin_lightning.run_figures import Prediction, learning_curves, prediction_sheet
+from swin_lightning.runs import RunFolder
+
+
+class PredictionReport(Callback):
+    """Figures of a run in its folder, and sample predictions and a confusion matrix for W&B.
+
+    Samples and confusion matrix need a classifier: `num_classes` or `class_names`, logits `B, K` as the result of
+    `test_step`, and batches as `batch.Batch`. Samples also need `denormalize` of the data module.
+
+    Args:
+        run: The run folder.
+        samples: Number of predictions to show.
+        max_classes: Largest number of classes for which there is a confusion matrix.
+    """
+
+    def __init__(self, run: RunFolder, samples: int = 32, max_classes: int = 100) -> None:
+        self.run, self.samples, self.max_classes = run, samples, max_classes
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._names = class_names(pl_module)
+        self._predictions: list[Prediction] = []
+        self._confusion = None
+        if 1 < len(self._names) <= self.max_classes:
+            self._confusion = MulticlassConfusionMatrix(len(self._names), ignore_index=IGNORE_INDEX).to(
+                pl_module.device
+            )
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not is_classified(outputs, batch, len(self._names)):
+            return
+        target = batch["target"]
+        target = target.where((target >= 0) & (target < len(self._names)), IGNORE_INDEX)
+        if self._confusion is not None:
+            self._confusion.update(outputs, target)
+        missing = self.samples - len(self._predictions)
+        denormalize = getattr(getattr(trainer, "datamodule", None), "denormalize", None)
+        if missing > 0 and trainer.is_global_zero and callable(denormalize) and "image" in batch:
+            images = denormalize(batch["image"][:missing]).permute(0, 2, 3, 1).cpu().numpy()  # B, H, W, 3
+            best = outputs[:missing].softmax(dim=1).max(dim=1)
+            rows = zip(images, target.tolist(), best.indices.tolist(), best.values.tolist(), strict=False)
+            self._predictions += [Prediction(i, self._names[t], self._names[k], p) for i, t, k, p in rows if t >= 0]
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        counts = None
+        if self._confusion is not None and self._confusion.update_called:
+            counts = self._confusion.compute().cpu()  # K, K; on every rank, since it gathers
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for logger in trainer.loggers:
+            if self._predictions and hasattr(logger, "log_predictions"):
+                logger.log_predictions(self._predictions)
+            if counts is not None and hasattr(logger, "log_confusion"):
+                logger.log_confusion(counts, self._names)
+        if self._predictions:
+            self.run.path.mkdir(parents=True, exist_ok=True)
+            prediction_sheet(self._predictions, self.run.prediction_sheet)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self.run.metrics.is_file():
+            learning_curves(self.run.path)
+
+
+class PredictionWriter(Callback):
+    """Writes the results of `predict` as `predictions.csv`: path, most probable class, its probability, next class, ...
+
+    `predict_step` must return class probabilities `B, K`. The path is that of `sources["predict"]` of the data module,
+    or else the index of the sample: `index` in the batch, or its position in the data.
+
+    Args:
+        run: The run folder.
+        top_k: Number of classes per row.
+    """
+
+    def __init__(self, run: RunFolder, top_k: int = 5) -> None:
+        self.path = run.predictions
+        self.top_k = top_k
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rows: dict[int, tuple[list[float], list[int]]] = {}  # by index, so that repeated samples count once
+        self._seen, self._num_classes = 0, 0
+        self._problem = ""
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        index = batch.get("index") if isinstance(batch, Mapping) else None
+        if not is_probability(outputs):
+            self._problem = f"predict_step of {type(pl_module).__name__} does not return class probabilities B, K"
+        elif index is None and trainer.world_size > 1:
+            self._problem = "batches of several processes need an index"
+        if self._problem:
+            return
+        top = outputs.topk(min(self.top_k, outputs.shape[1]), dim=1)
+        numbers = range(self._seen, self._seen + len(outputs)) if index is None else index.tolist()
+        self._rows.update(zip(numbers, zip(top.values.tolist(), top.indices.tolist(), strict=True), strict=True))
+        self._seen += len(outputs)
+        self._num_classes = outputs.shape[1]
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        parts: list[Any] = [(self._rows, self._problem)]
+        if distributed.is_available() and distributed.is_initialized():
+            parts = [None] * trainer.world_size
+            distributed.all_gather_object(parts, (self._rows, self._problem))
+        if not trainer.is_global_zero:
+            return
+        rows = {index: row for part, _ in parts for index, row in part.items()}
+        rows.pop(-1, None)  # images that could not be read
+        problem = next((problem for _, problem in parts if problem), "" if rows else "there are none")
+        if problem:
+            print(f"predictions are not written: {problem}", flush=True)
+            return
+        names = class_names(pl_module)
+        if len(names) != self._num_classes:
+            names = [str(k) for k in range(self._num_classes)]
+        sources = getattr(getattr(trainer, "datamodule", None), "sources", None)
+        source: Any = sources.get("predict") if isinstance(sources, Mapping) else None
+        k = min(self.top_k, self._num_classes)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", *(part for i in range(1, k + 1) for part in (f"class_{i}", f"probability_{i}"))])
+            for index, (probabilities, classes) in sorted(rows.items()):
+                path = source.name(index) if hasattr(source, "name") else index
+                pairs = zip(classes, probabilities, strict=True)
+                writer.writerow([path, *(part for c, p in pairs for part in (names[c], f"{p:.6f}"))])
+        print(f"predictions: {self.path}", flush=True)
+
+
+# helpers
+
+
+def class_names(module: LightningModule) -> list[str]:
+    """Class names of a classifier, or the class indices; empty for any other module."""
+    names = getattr(module, "class_names", None)
+    if isinstance(names, Sequence) and not isinstance(names, str):
+        return [str(name) for name in names]
+    count = getattr(module, "num_classes", None)
+    return [str(k) for k in range(count)] if isinstance(count, int) else []
+
+
+def is_classified(outputs: Any, batch: Any, num_classes: int) -> bool:
+    """Whether a test step returned logits `B, K` for a batch with class indices `B`."""
+    target = batch.get("target") if isinstance(batch, Mapping) else None
+    if not isinstance(outputs, Tensor) or not isinstance(target, Tensor):
+        return False
+    shapes_fit = outputs.ndim == 2 and outputs.shape == (len(target), num_classes) and target.ndim == 1
+    return shapes_fit and outputs.is_floating_point() and not target.is_floating_point()
+
+
+def is_probability(outputs: Any) -> bool:
+    """Whether a predict step returned class probabilities `B, K`."""
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or not outputs.is_floating_point():
+        return False
+    return bool((outputs >= 0).all() and ((outputs.sum(dim=1) - 1).abs() < 0.01).all())
