@@ -154,7 +154,7 @@ def test_header_states_the_published_accuracy_and_protocol(name):
     top1, top5 = theirs.split()[2:5:2]
     header = (EXPERIMENTS / f"imagenet_{name}.yaml").read_text()
     assert f"{top1} % top-1, {top5} % top-5 are published" in header
-    assert "NOT YET RUN by this project" in header
+    assert "Not run yet by this project" in header
     assert ("--model.weights" in header) == ("_ft_" in name)
 
 
