@@ -61,7 +61,7 @@ command:
   - swin-lightning
   - fit
   - -c
-  - ../experiments/digits_swin_micro.yaml
+  - digits_swin_micro
   - --trainer.max_epochs=2
   - --trainer.log_every_n_steps=10
   - --model.warmup_epochs=0.5

@@ -1,39 +1,58 @@
-"""The door: `swin-lightning` and `python -m swin_lightning`, which Lightning's launcher calls again for every rank.
+"""Entry point of `swin-lightning` and `python -m swin_lightning`, which Lightning also starts for every rank.
 
-It imports nothing heavy before it knows what is asked for.
+Exit codes: 0, 2 for an error of the user, 1 for any other error, 143 after SIGTERM, 141 if the reader of the output has
+gone. Heavy imports are deferred until the command is known.
 """
 
 import os
+import select
 import signal
 import sys
+import traceback
 
 from swin_lightning import __version__
 from swin_lightning.allocator import reexec_with_allocator
-from swin_lightning.commands import COMMANDS, load_command, overview
-from swin_lightning.errors import UserError
+from swin_lightning.commands import COMMANDS, check_command, load_command, overview
+from swin_lightning.errors import user_error
+
+DEBUG_ENV = "SWIN_LIGHTNING_DEBUG"  # print the traceback of a user's mistake too
 
 
 def console() -> None:
-    """The process's command; errors as one line on stderr, and exit code 2 for them."""
-    command = sys.argv[1] if sys.argv[1:] else "--help"
+    """Run the command of this process."""
+    try:
+        try:
+            _run(sys.argv[1:])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _stdout_is_closed():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit prints an error
+        sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        mistake = user_error(error)
+        if mistake is None:
+            raise
+        if os.environ.get(DEBUG_ENV):
+            traceback.print_exc()
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _run(argv: list[str]) -> None:
+    command = argv[0] if argv else "--help"
     if command in ("-h", "--help"):
         print(overview())
-    elif command == "--version":
+        return
+    if command == "--version":
         print(f"swin-lightning {__version__}")
-    else:
-        reexec_with_allocator()
-        try:
-            _run(command)
-        except UserError as error:
-            if os.environ.get("SWIN_LIGHTNING_DEBUG"):
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-
-
-def _run(command: str) -> None:
+        return
+    check_command(command)
+    reexec_with_allocator()
     if command in COMMANDS:  # without Lightning
-        load_command(command)(sys.argv[2:])
+        sys.path.append(os.getcwd())  # classes in files of the working directory can be named, as in cli.main
+        load_command(command)(argv[1:])
         return
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -43,6 +62,13 @@ def _run(command: str) -> None:
         main()
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)
+
+
+def _stdout_is_closed() -> bool:
+    """Whether the reader of stdout has gone, as in `swin-lightning models | head -1`."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # errors are reported in any case
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import yaml
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swin_lightning import allocator, config
 from swin_lightning.callbacks import (
@@ -27,7 +27,7 @@ from swin_lightning.callbacks import (
     TrainingMonitor,
 )
 from swin_lightning.checkpointing import PerStepSeed
-from swin_lightning.commands import COMMANDS, TRAINER_COMMANDS, load_command
+from swin_lightning.commands import COMMANDS, asks_for_help, check_command, load_command
 from swin_lightning.data import ImageNet
 from swin_lightning.errors import UserError, user_error
 from swin_lightning.loggers import ended_by_sweep, finish_wandb
@@ -115,7 +115,7 @@ class CLI(LightningCLI):
         trainer: dict[str, Any] = {**options.trainer, **kwargs}
         if trainer["precision"] is None and trainer["accelerator"] != "cpu" and torch.cuda.is_available():
             trainer["precision"] = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else None
-        if (line := allocator.describe()) and rank_zero_only.rank == 0:
+        if (line := allocator.describe()) and _is_rank_zero():
             log.info(line)
         if trainer["gradient_clip_val"] and not self.model.automatic_optimization:
             log.warning(
@@ -191,7 +191,7 @@ class CLI(LightningCLI):
                 options.ckpt_path = str(interrupted.last)
         run = RunFolder.of_checkpoint(options.ckpt_path) if options.ckpt_path is not None and fitting else None
         run = run or RunFolder.new(options.experiment, run_id)
-        if rank_zero_only.rank == 0:
+        if _is_rank_zero():
             os.environ[RUN_DIR_ENV] = str(run.path)
         return RunFolder(Path(os.environ.get(RUN_DIR_ENV, run.path)))
 
@@ -203,7 +203,7 @@ class CLI(LightningCLI):
             raise UserError(
                 f"checkpoint {self.ckpt_path!r} is not a checkpoint of a run; use --model.weights to load parameters"
             )
-        stored = dict(content.get("hyper_parameters") or {})
+        stored: dict[str, Any] = {**(content.get("hyper_parameters") or {})}  # type: ignore[dict-item]
         self.checkpoint_classes = stored.get("num_classes")
         if not stored:  # a LightningModule that does not save its hyperparameters
             return
@@ -215,7 +215,7 @@ class CLI(LightningCLI):
         ours = config.flatten({"model": options.model.as_dict()})
         theirs = config.flatten({"model": parsed[self.subcommand].model.as_dict()})
         changed = [f"{key}: {ours.get(key)} -> {theirs[key]}" for key in theirs if ours.get(key) != theirs[key]]
-        if changed and rank_zero_only.rank == 0:
+        if changed and _is_rank_zero():
             print(f"the checkpoint overrides {', '.join(changed)}; to change them use --model.weights", flush=True)
         self.config = parsed
 
@@ -260,9 +260,9 @@ def main(args: list[str] | None = None) -> CLI | None:
         if argv and argv[0] in COMMANDS:
             load_command(argv[0])(argv[1:])
             return None
-        if argv and not argv[0].startswith("-") and argv[0] not in TRAINER_COMMANDS:
-            raise UserError(f"unknown command {argv[0]!r}; choose one of {', '.join([*TRAINER_COMMANDS, *COMMANDS])}")
-        if {"-h", "--help"} & set(argv[1:]):
+        if argv and argv[0] not in ("-h", "--help"):
+            check_command(argv[0])
+        if any(map(asks_for_help, argv[1:])):
             from swin_lightning.help import print_help
 
             print_help(argv)
@@ -282,6 +282,11 @@ def main(args: list[str] | None = None) -> CLI | None:
 
 
 # helpers
+
+
+def _is_rank_zero() -> bool:
+    """Whether this process is, or will start, rank 0; known before there is a Trainer."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 NOISE = ("💡", "TPU available", "Seed set", "Restoring states", "Loaded model weights", "Found current_model_state")

@@ -1,7 +1,11 @@
 """Commands by name. Their modules are imported only when a command is run."""
 
+import difflib
 import importlib
+import re
 from collections.abc import Callable
+
+from swin_lightning.errors import UserError
 
 TRAINER_COMMANDS = {
     "fit": "train an experiment, then test its best checkpoint",
@@ -15,7 +19,9 @@ COMMANDS = {
     "sweep": ("swin_lightning.sweep", "run a hyperparameter sweep, with or without W&B"),
     "report": ("swin_lightning.explore.report", "write an HTML report of a run: results, errors, attention maps"),
     "export": ("swin_lightning.export", "convert a checkpoint to another weight format or a torch.export program"),
-    "benchmark": ("swin_lightning.benchmark", "measure training and data loading speed"),
+    "benchmark": ("swin_lightning.benchmark", "measure the speed of training and of the data pipeline"),
+    "schema": ("swin_lightning.schema", "print the JSON schema of experiments, for editors"),
+    "completion": ("swin_lightning.completion", "print a completion script for bash or zsh"),
 }  # name -> module with a function of that name, and description
 
 
@@ -27,13 +33,27 @@ def load_command(name: str) -> Callable[[list[str]], None]:
 
 def overview() -> str:
     """The text of `swin-lightning --help`."""
-    lines = [f"  {name:10} {text}" for name, text in [*TRAINER_COMMANDS.items(), *((n, c[1]) for n, c in COMMANDS.items())]]
+    descriptions = [*TRAINER_COMMANDS.items(), *((name, text) for name, (_, text) in COMMANDS.items())]
     return "\n".join(
         [
             "usage: swin-lightning COMMAND ...; run `swin-lightning COMMAND --help` for options",
             "",
-            *lines,
+            *(f"  {name:10}  {text}" for name, text in descriptions),
             "",
-            "example: swin-lightning fit -c experiments/digits_swin_micro.yaml",
+            "example: swin-lightning fit -c digits_swin_micro",
         ]
     )
+
+
+def check_command(name: str) -> None:
+    """Raise a `UserError` for a command that does not exist."""
+    names = [*TRAINER_COMMANDS, *COMMANDS]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
+        raise UserError(f"unknown command {name!r}; {hint}")
+
+
+def asks_for_help(argument: str) -> bool:
+    """Whether an argument of a trainer command is `-h`, `--help`, or the help of a class such as `--model.help`."""
+    return re.fullmatch(r"-h|--help|--[\w.]+\.help(=.*)?", argument) is not None

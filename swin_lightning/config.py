@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile, Namespace, dict_to_namespace
+from jsonargparse import ActionConfigFile, Namespace, dict_to_namespace  # type: ignore[attr-defined]
 from jsonargparse.typing import NonNegativeInt
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
@@ -174,14 +174,14 @@ def instantiate(config: Namespace) -> tuple[Any, Any]:
     Returns:
         The LightningDataModule (None if the configuration has none) and the LightningModule.
     """
-    part = Namespace({key: config[key] for key in ("seed_everything", "data", "model")})
+    part = dict_to_namespace({key: config[key] for key in ("seed_everything", "data", "model")})
     parser = Parser()
     parser.add_argument("--seed_everything", type=NonNegativeInt, default=0)
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
     for name in ("num_classes", "class_names"):
         parser.link_arguments("data", f"model.init_args.{name}", _attribute(name), apply_on="instantiate")
-    built = parser.instantiate_classes(part)
+    built = parser.instantiate(part)
     return built.get("data"), built.model
 
 
@@ -277,6 +277,7 @@ def _attribute(name: str) -> Any:
 
 
 def _subclasses(base: type) -> Iterator[type]:
-    for child in base.__subclasses__():
+    children: list[type] = base.__subclasses__()
+    for child in children:
         yield child
         yield from _subclasses(child)

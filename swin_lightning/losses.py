@@ -1,7 +1,7 @@
 """Losses for `model.loss`: callables `(logits, targets) -> scalar`.
 
-`logits` are `B, K`; `targets` are class indices `B`, or class probabilities `B, K` when mixup or CutMix is on. Losses of
-torch have class paths of their own, such as `torch.nn.CrossEntropyLoss`.
+`logits` are `B, K`; `targets` are class indices `B`, or class probabilities `B, K` with mixup or CutMix. The losses of
+torch are available under their own class paths, such as `torch.nn.CrossEntropyLoss`.
 """
 
 import torch
@@ -31,7 +31,9 @@ class FocalLoss(nn.Module):
         if gamma < 0:
             raise UserError(f"loss.gamma {gamma} must be at least 0")
         self.gamma = gamma
-        self.register_buffer("weight", None if weight is None else torch.tensor(weight), persistent=False)
+        self.register_buffer(
+            "weight", None if weight is None else torch.tensor(weight, dtype=torch.float32), persistent=False
+        )
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         log_probability = logits.log_softmax(dim=1)  # B, K
@@ -58,7 +60,7 @@ class BinaryCrossEntropy(nn.Module):
         if not 0 <= label_smoothing < 1:
             raise UserError(f"loss.label_smoothing {label_smoothing} must be in [0, 1)")
         self.label_smoothing = label_smoothing
-        weight = None if pos_weight is None else torch.tensor(pos_weight)
+        weight = None if pos_weight is None else torch.tensor(pos_weight, dtype=torch.float32)
         self.register_buffer("pos_weight", weight, persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:

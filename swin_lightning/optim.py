@@ -98,7 +98,7 @@ def lr_factor(
     if schedule == "constant":
         return 1.0
     if schedule == "step":
-        return decay_rate ** float(step // decay_every)
+        return float(decay_rate ** (step // decay_every))
     begin = max(warmup, total * (1 - decay_share)) if schedule == "wsd" and total < math.inf else warmup
     progress = min(1.0, max(0.0, (step - begin) / max(1, total - begin)))
     if schedule == "cosine":

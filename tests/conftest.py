@@ -1,10 +1,10 @@
-"""What all tests share: one thread, no network, and nothing written outside of the test's own folder."""
+"""Shared by all tests: one thread, no network, and a working directory of its own for each test."""
 
 import os
 
-os.environ["WANDB_MODE"] = "disabled"  # the tests of tracking turn it on
+os.environ["WANDB_MODE"] = "disabled"  # the tests of loggers enable it
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or its import asks the network for a newer version
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # its import would look for a newer version
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def in_own_folder(tmp_path, monkeypatch):
+def working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 

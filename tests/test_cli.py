@@ -1,6 +1,7 @@
-"""The command line as users call it, in this process, on the embedded digits."""
+"""The commands fit, validate, test and predict on the embedded digits."""
 
 import csv
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 from swin_lightning import SwinClassifier
 from swin_lightning.cli import main
 from swin_lightning.errors import UserError
-from tests.support.cli import DIGITS, EXPERIMENTS, SHORT, environment, metrics
+from tests.support.cli import DIGITS, EXPERIMENTS, SHORT, environment, metrics, start
 
 RUNS = Path("runs/digits_swin_micro")
 
@@ -25,7 +26,7 @@ def fit(*more):
     return main(["fit", "-c", DIGITS, *SHORT, *more])
 
 
-def test_a_run_leaves_its_whole_story_in_a_folder_of_its_own(capsys, monkeypatch):
+def test_run_folder_contents(capsys, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     first, second = fit(), fit()
     assert first.run_dir != second.run_dir and first.run_dir.parent == RUNS
@@ -38,33 +39,33 @@ def test_a_run_leaves_its_whole_story_in_a_folder_of_its_own(capsys, monkeypatch
         assert len(metrics(cli.run_dir, "train/lr")) == len(metrics(cli.run_dir, "train/grad_norm")) == 3
         assert metrics(cli.run_dir, "val/acc_best") == metrics(cli.run_dir, "val/acc")
         assert all(speed > 0 for speed in metrics(cli.run_dir, "train/images_per_s"))
-    # same seed, same numbers; and the result is printed
+    # the same seed gives the same losses, and the result is printed
     assert metrics(first.run_dir, "train/loss") == metrics(second.run_dir, "train/loss")
     assert f"test/acc {metrics(first.run_dir, 'test/acc')[0]:.4f}" in capsys.readouterr().out
 
 
-def test_a_run_can_be_repeated_from_its_own_config():
+def test_run_repeats_from_its_config():
     first = fit()
     again = main(["fit", "-c", str(first.run_dir / "config.yaml")])
-    assert again.run_dir.parent == RUNS  # the experiment's name came along
+    assert again.run_dir.parent == RUNS  # the experiment keeps its name
     assert again.run_dir != first.run_dir
     assert metrics(first.run_dir, "train/loss") == metrics(again.run_dir, "train/loss")
     config = yaml.safe_load((first.run_dir / "config.yaml").read_text())
-    assert config["checkpoint"]["dirpath"] is None  # or the second run would write into the first
+    assert config["checkpoint"]["dirpath"] is None  # otherwise the second run would write into the first
 
 
-def test_overlays_and_dotted_overrides_merge_from_left_to_right(tmp_path):
+def test_overlays_and_options_merge_in_order(tmp_path):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("model:\n  lr: 0.5\n  weight_decay: 0.7\ndata:\n  init_args:\n    batch_size: 16\n")
     config = fit("-c", str(overlay), "--model.lr=0.25", "--checkpoint.save_top_k=2").config.fit
     model = config.model.init_args
     assert (model.lr, model.weight_decay, config.data.init_args.batch_size) == (0.25, 0.7, 16)
-    assert config.data.init_args.crop == "pad"  # what the overlay does not name stays
+    assert config.data.init_args.crop == "pad"  # not named in the overlay
     assert config.checkpoint.save_top_k == 2
     assert config.trainer.gradient_clip_val == 5.0  # base.yaml
 
 
-def test_an_overlay_appends_callbacks_and_keeps_the_named_ones(tmp_path):
+def test_overlay_appends_callbacks_and_loggers(tmp_path):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(
         "trainer:\n  callbacks+:\n    - class_path: lightning.pytorch.callbacks.RichModelSummary\n"
@@ -77,7 +78,7 @@ def test_an_overlay_appends_callbacks_and_keeps_the_named_ones(tmp_path):
     assert "EMA" not in [type(callback).__name__ for callback in fit().trainer.callbacks]  # off by default
 
 
-def test_resuming_goes_on_in_the_same_run_with_the_same_pixels_and_weights(monkeypatch):
+def test_resume_continues_the_same_run_exactly(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     whole = main(["fit", "-c", DIGITS, "--trainer.max_epochs=2", "--trainer.limit_train_batches=6"])
     args = ["fit", "-c", DIGITS, "--experiment=resumed", "--trainer.max_epochs=2", "--trainer.limit_train_batches=6"]
@@ -87,20 +88,20 @@ def test_resuming_goes_on_in_the_same_run_with_the_same_pixels_and_weights(monke
     assert len(list(Path("runs/resumed").iterdir())) == 1
     assert {p.name for p in resumed.run_dir.glob("config*.yaml")} == {"config.yaml", "config-2.yaml"}
     ids = {p.name.rsplit("-", 1)[-1] for p in (resumed.run_dir / "wandb").glob("offline-run-*")}
-    assert ids == {resumed.run_dir.name.rsplit("-", 1)[-1]}  # one run for W&B as well
+    assert ids == {resumed.run_dir.name.rsplit("-", 1)[-1]}  # one run in W&B too
     assert resumed.trainer.global_step == whole.trainer.global_step == 12
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
-    assert len(metrics(resumed.run_dir, "val/acc")) == 2  # nothing of the first part was lost or repeated
+    assert len(metrics(resumed.run_dir, "val/acc")) == 2  # no row is lost or repeated
 
 
-def test_the_checkpoint_says_what_it_overrides(capsys):
+def test_options_overridden_by_the_checkpoint_are_printed(capsys):
     fit()
     fit("--ckpt_path=last", "--model.lr=0.5", "--trainer.max_epochs=2")
     assert "the checkpoint overrides model.lr: 0.5 -> 0.002" in capsys.readouterr().out
 
 
-def test_checkpoints_load_outside_the_command_line_and_start_other_runs(capsys):
+def test_checkpoint_loads_in_python_and_serves_as_weights(capsys):
     cli = fit()
     best = str(cli.run_dir / "checkpoints" / "best.ckpt")
     model = SwinClassifier.load_from_checkpoint(best)
@@ -108,12 +109,12 @@ def test_checkpoints_load_outside_the_command_line_and_start_other_runs(capsys):
     tuned = fit(f"--model.weights={best}", "--model.lr=1e-30", "--model.warmup_epochs=0", "--model.min_lr=0")
     for name, value in model.state_dict().items():
         assert torch.equal(value, tuned.model.state_dict()[name]), name
-    # the new checkpoint stands by itself: the file it started from may go
+    # the new checkpoint does not need the file it started from
     Path(best).unlink()
     SwinClassifier.load_from_checkpoint(tuned.run_dir / "checkpoints" / "best.ckpt")
 
 
-def test_validate_test_and_predict_use_a_checkpoint_by_name(tmp_path):
+def test_validate_test_and_predict_with_checkpoint_by_name(tmp_path):
     cli = fit()
     image = torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()
     (tmp_path / "mine").mkdir()
@@ -132,9 +133,14 @@ def test_validate_test_and_predict_use_a_checkpoint_by_name(tmp_path):
     assert {row["class_1"] for row in rows} <= {str(k) for k in range(10)}
 
 
-def test_averaged_weights_are_validated_saved_and_tested():
-    # so slow an average that it is still the initial network, which guesses, while the raw weights have learned
-    args = ["--trainer.max_epochs=3", "--model.warmup_epochs=0", "--ema.decay=0.99999999"]
+def test_ema_weights_are_validated_saved_and_tested():
+    # with this decay the average stays near the initial network while the raw weights learn
+    args = [
+        "--trainer.max_epochs=2",
+        "--trainer.limit_train_batches=20",
+        "--model.warmup_epochs=0",
+        "--ema.decay=0.99999999",
+    ]
     cli = main(["fit", "-c", DIGITS, *args])
     saved = torch.load(cli.run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     names = [name for name in saved["state_dict"] if name.startswith(("backbone.", "head."))]
@@ -144,15 +150,15 @@ def test_averaged_weights_are_validated_saved_and_tested():
     assert not torch.equal(saved["current_model_state"]["head.weight"], saved["state_dict"]["head.weight"])
     fresh = SwinClassifier.load_from_checkpoint(cli.run_dir / "checkpoints" / "last.ckpt")
     for ours, theirs in zip(cli.model.backbone.buffers(), fresh.backbone.buffers(), strict=True):
-        assert torch.equal(ours, theirs)  # indices are not averaged
-    # test at the end of fit, and of the same checkpoint later, is of the average
+        assert torch.equal(ours, theirs)  # index buffers are not averaged
+    # both the test at the end of fit and a later test use the average
     later = main(["test", "-c", DIGITS, "--ckpt_path=best", "--ema.decay=0.5"])
     assert metrics(cli.run_dir, "test/loss") == pytest.approx(metrics(later.run_dir, "test/loss"))
     assert metrics(cli.run_dir, "test/loss")[0] == pytest.approx(2.3, abs=0.2)
 
 
 @pytest.mark.slow
-def test_a_compiled_run_learns_the_same_and_saves_the_same_names():
+def test_compiled_run_has_the_same_losses_and_parameter_names():
     plain, compiled = fit("--ema.decay=0"), fit("--model.compile=true", "--ema.decay=0")
     assert metrics(compiled.run_dir, "train/loss") == pytest.approx(metrics(plain.run_dir, "train/loss"), abs=1e-4)
     names = [
@@ -167,36 +173,45 @@ def test_fast_dev_run_writes_nothing():
     assert not Path("runs").exists()
 
 
-def test_two_ranks_report_what_one_reports(tmp_path):
-    # 360 test and 180 validation images in batches of 35: neither the last batch nor the ranks' shares are even
-    command = [sys.executable, "-m", "swin_lightning", "fit", "-c", DIGITS, "--trainer.max_epochs=1",
-               "--trainer.limit_train_batches=2", "--trainer.accelerator=cpu", "--data.eval_batch_size=35"]  # fmt: skip
+def test_metrics_of_two_ranks_equal_those_of_one():
+    # 360 test and 180 validation images in batches of 35: the last batches and the shares of the ranks are uneven
+    arguments = ["fit", "-c", DIGITS, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2",
+                 "--trainer.accelerator=cpu", "--data.eval_batch_size=35"]  # fmt: skip
+    main([*arguments, "--experiment=one"])
+    ranks = ["--experiment=two", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    command = [sys.executable, "-m", "swin_lightning", *arguments, *ranks]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     results = []
-    for name, more in {"one": [], "two": ["--trainer.devices=2", "--trainer.strategy=ddp"]}.items():
-        whole = [*command, f"--experiment={name}", *more]
-        done = subprocess.run(whole, env=environment(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    for name in ("one", "two"):
         (run_dir,) = Path("runs", name).iterdir()  # one folder for all ranks
         results.append([metrics(run_dir, key)[0] for key in ("val/acc", "test/acc", "test/acc5", "test/loss")])
     assert results[0] == pytest.approx(results[1], abs=1e-6)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_can_go_on(number, code):
-    command = [sys.executable, "-m", "swin_lightning", "fit", "-c", DIGITS, "--trainer.max_epochs=200"]
-    with open("log", "w") as log:
-        process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
-        deadline = time.time() + 120
-        while "epoch 1/" not in Path("log").read_text() and time.time() < deadline:
-            time.sleep(0.2)
-        time.sleep(0.5)  # into the second epoch
-        process.send_signal(number)
-        assert process.wait(60) == code
+def test_interrupted_run_resumes(number, code):
+    process = start("fit", "-c", DIGITS, "--trainer.max_epochs=200", log="log")
+    deadline = time.time() + 120
+    while "epoch 1/" not in Path("log").read_text() and time.time() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)  # into the second epoch
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == code
     (run_dir,) = RUNS.iterdir()
     done = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert done > 19  # more than the checkpoint at the end of the first epoch
     resumed = main(["fit", "-c", DIGITS, "--ckpt_path=last", f"--trainer.max_steps={done + 2}"])
     assert resumed.trainer.global_step == done + 2 and resumed.run_dir == run_dir
+
+
+SGD = "--model.optimizer=torch.optim.SGD"
+
+
+def metric(name, cls, classes):
+    spec = f"{{class_path: torchmetrics.classification.{cls}, init_args: {{num_classes: {classes}}}}}"
+    return f"--model.metrics={{{name}: {spec}}}"
 
 
 @pytest.mark.parametrize(
@@ -214,19 +229,29 @@ def test_an_interrupted_run_can_go_on(number, code):
         (["--trainer.accumulate_grad_batches=3"], "use a multiple of 3"),
         (["--data.rand_augment=randy"], "rand_augment 'randy'"),
         (["--model.layer_decay=0.5", "--model.backbone=tests.test_cli.Flat"], "layer_decay 0.5 needs a backbone"),
+        ([SGD, "--model.optimizer.lr=0.1"], "unknown option model.optimizer.lr; did you mean model.lr?"),
+        ([SGD, "--model.optimizer.momentum=-1"], "model.optimizer: Invalid momentum value: -1"),
+        (["--model.lr_schedule=cosin"], "model.lr_schedule: expected one of cosine, linear, constant, step, wsd"),
+        (["--model.freeze=backbon"], "model.freeze 'backbon' matches no parameter; the modules are backbone, head"),
+        ([metric("acc", "MulticlassF1Score", 10)], "name 'acc'"),
+        ([metric("f1", "MulticlassF1Score", 4)], "model.metrics.f1: MulticlassF1Score does not fit 10 classes"),
+        ([metric("m", "MulticlassConfusionMatrix", 10)], "gives (10, 10); only a scalar"),
+        (["--model=nowhere.Mine"], "model: No module named 'nowhere'"),
+        (["-c", "hardware/gpux"], "did you mean hardware/gpu?"),
+        (["--lr=1"], "unknown option lr; did you mean model.lr?"),
         (["--model.weights=nowhere.pth"], "'nowhere.pth': no such file"),
         (["--ckpt_path=nowhere.ckpt"], "'nowhere.ckpt': no such file"),
         (["--ckpt_path=last"], "no run under runs/digits_swin_micro"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_that_names_value_and_cure(args, words):
+def test_user_mistake_is_one_line_with_value_and_remedy(args, words):
     with pytest.raises(UserError) as caught:
         main(["fit", "-c", DIGITS, *args])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
-def test_mistakes_in_files(tmp_path):
+def test_mistakes_in_checkpoints(tmp_path):
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     with pytest.raises(UserError, match=r"text.ckpt' is not a checkpoint"):
         fit("--ckpt_path", str(tmp_path / "text.ckpt"))
@@ -241,7 +266,7 @@ def test_mistakes_in_files(tmp_path):
     assert before == {p: p.stat().st_mtime_ns for p in run.run_dir.rglob("*") if p.is_file()}  # nothing overwritten
 
 
-def test_the_console_prints_one_line_and_exits_with_2():
+def test_console_prints_one_line_and_exits_with_2():
     done = subprocess.run(
         [sys.executable, "-m", "swin_lightning", "fit", "-c", DIGITS, "--model.lrr=1"],
         env=environment(), capture_output=True, text=True,
@@ -249,12 +274,12 @@ def test_the_console_prints_one_line_and_exits_with_2():
     assert (done.returncode, done.stderr) == (2, "error: unknown option model.lrr; did you mean model.lr?\n")
 
 
-def test_hidden_arguments_of_wandbs_agent_are_dropped():
+def test_hidden_arguments_of_the_wandb_agent_are_dropped():
     assert fit("--_wandb_extra=1").trainer.global_step == 3
 
 
 class Flat(torch.nn.Module):
-    """A user's own backbone."""
+    """A backbone of a user."""
 
     num_features = 3
 
@@ -262,7 +287,7 @@ class Flat(torch.nn.Module):
         return images.mean((2, 3))
 
 
-def test_a_users_own_backbone_needs_no_change_here():
+def test_own_backbone_by_class_path():
     cli = fit("--model.backbone=tests.test_cli.Flat")
     assert isinstance(cli.model.backbone, Flat) and cli.model.head.weight.shape == (10, 3)
 

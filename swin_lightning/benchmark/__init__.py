@@ -1,14 +1,50 @@
-"""`swin-lightning benchmark`: speed measured beside other projects on this machine."""
+"""`swin-lightning benchmark`: the speed of an experiment on this machine.
 
-import importlib
+Comparisons with other implementations are in the folder `benchmarks` of the repository.
+"""
 
-from swin_lightning.errors import UserError
-
-SUBJECTS = ("model", "data")
+from swin_lightning.errors import CommandParser, UserError
 
 
 def benchmark(args: list[str]) -> None:
-    """Measure this project's speed beside others: `model` or `data`, each with its own --help."""
-    if not args or args[0] not in SUBJECTS:
-        raise UserError(f"swin-lightning benchmark: choose what to measure: {' or '.join(SUBJECTS)}")
-    importlib.import_module(f"swin_lightning.benchmark.{args[0]}").main(args[1:])
+    """Measure an experiment: `data` (throughput of the data pipeline) or `step` (time and memory of a step).
+
+    Raises:
+        UserError: For a mistake in the arguments or the experiment.
+    """
+    options, config_arguments = build_parser().parse_known_args(args)
+    for name in ("images", "steps"):
+        if vars(options).get(name, 1) < 1:
+            raise UserError(f"--{name} {vars(options)[name]} must be at least 1")
+
+    from swin_lightning.config import START, experiment_name, load  # imports torch and Lightning
+
+    config = load(config_arguments)
+    config.experiment = config.experiment or experiment_name(config_arguments)
+    if config.data is None:
+        raise UserError(f"missing data.class_path; {START}")
+    if options.subject == "data":
+        from swin_lightning.benchmark.throughput import report_throughput
+
+        report_throughput(config, options.images, options.show)
+    else:
+        from swin_lightning.benchmark.step import report_steps
+
+        report_steps(config, options.steps)
+
+
+def build_parser() -> CommandParser:
+    """Parser of the own options; all others belong to the experiment."""
+    parser = CommandParser("swin-lightning benchmark", description="Measure an experiment on this machine.")
+    subjects = parser.add_subparsers(dest="subject", metavar="{data,step}", required=True)
+    text = "throughput of the data pipeline against the model's demand"
+    data = subjects.add_parser("data", help=text, description=f"Measure the {text}.", allow_abbrev=False)
+    data.add_argument("--images", type=int, default=256, metavar="N", help="training images to measure with (256)")
+    data.add_argument("--show", metavar="FILE", help="save a sheet of augmented images to FILE and measure nothing")
+    text = "time and peak memory of a training step and an evaluation step"
+    step = subjects.add_parser("step", help=text, description=f"Measure {text}.", allow_abbrev=False)
+    step.add_argument("--steps", type=int, default=10, metavar="N", help="steps to measure, after the warm-up (10)")
+    for command in (data, step):
+        command.usage = f"{command.prog} -c EXPERIMENT [options below] [options of swin-lightning fit]"
+        command.epilog = "-c and all other options are those of `swin-lightning fit`, such as --data.path FOLDER."
+    return parser

@@ -46,13 +46,13 @@ def _translate(image: Array, strength: float, fill: Fill) -> Array:
     """Translate along the rows by up to 0.45 of their length. Like PIL, replicate border pixels, then fill."""
     width = image.shape[1]
     pixels = 0.45 * strength * width
-    whole = math.floor(pixels)
+    shift = math.floor(pixels)
     padded = cv2.copyMakeBorder(image, 0, 0, 1, 0, cv2.BORDER_REPLICATE)  # the outer half of pixel 0 starts at -1
-    weights = _cubic(np.array([pixels - whole]))
+    weights = _cubic(np.array([pixels - shift]))
     moved = cv2.filter2D(padded, -1, weights.T, anchor=(1, 0), delta=TRUNCATE, borderType=cv2.BORDER_REPLICATE)
     # first and last target pixel that map to a source pixel inside the image
     first, last = max(0, math.ceil(-0.5 - pixels)), min(width, math.ceil(width - 0.5 - pixels))
-    inside = moved[:, first + whole + 1 : last + whole + 1]
+    inside = moved[:, first + shift + 1 : last + shift + 1]
     return cv2.copyMakeBorder(inside, 0, 0, first, width - last, cv2.BORDER_CONSTANT, value=fill)
 
 
@@ -60,14 +60,14 @@ def _shear(image: Array, strength: float, fill: Fill) -> Array:
     """Shear: move every row by up to 0.3 of its distance from the top; borders and fill as in `_translate`."""
     height, width, channels = image.shape
     pixels = 0.3 * strength * (np.arange(height) + 0.5)
-    whole = np.floor(pixels).astype(int)
-    margin = int(np.abs(whole).max()) + 2
+    shift = np.floor(pixels).astype(int)
+    margin = int(np.abs(shift).max()) + 2
     padded = cv2.copyMakeBorder(image, 0, 0, margin, margin, cv2.BORDER_REPLICATE)
     # of every row the window from one pixel before the source of its first pixel to two after that of its last
     length, step = (width + 3) * channels, (width + 2 * margin) * channels
     windows = np.lib.stride_tricks.as_strided(padded, (padded.size - length + 1, length), (1, 1))
-    near = torch.from_numpy(windows[np.arange(height) * step + (margin - 1 + whole) * channels]).float()
-    weights = torch.from_numpy(_cubic(pixels - whole))[:, :, None]
+    near = torch.from_numpy(windows[np.arange(height) * step + (margin - 1 + shift) * channels]).float()
+    weights = torch.from_numpy(_cubic(pixels - shift))[:, :, None]
     moved = near[:, : width * channels] * weights[0]
     for tap in (1, 2, 3):
         moved.addcmul_(near[:, tap * channels : (tap + width) * channels], weights[tap])

@@ -71,7 +71,7 @@ def train_transform(
     rand_augment: str | None = None,
     fill: Fill = (124, 116, 104),
 ) -> Transform:
-    """Transform for training: crop to `image_size`, flip, rotate, RandAugment. Arguments as in `ImageDataModule`.
+    """Transform for training: crop to `image_size`, flip, rotate, RandAugment.
 
     Args:
         image_size: Side length of the result in pixels.

@@ -162,7 +162,7 @@ def load_run(path: str | Path) -> tuple[LightningModule, ImageDataModule]:
     run = RunFolder.open(path)
     checkpoint = run.checkpoint()
     config = load_file(run.config)
-    if "weights" in config.model.init_args:
+    if config.get("model.init_args.weights") is not None:
         config.model.init_args.weights = None  # the checkpoint replaces them
     data, model = instantiate(config)
     if not isinstance(data, ImageDataModule):

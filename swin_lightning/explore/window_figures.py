@@ -77,7 +77,7 @@ def mask_figure(mask: torch.Tensor, names: Sequence[str]) -> Figure:
     for ax, allowed, name in zip(axes, mask.numpy(), names, strict=True):
         ax.set_axis_on()
         ax.imshow(allowed, cmap=SEQUENTIAL, vmin=0, vmax=1, interpolation="nearest")
-        ax.set_title(f"{name}\n{allowed.mean():.0%} of pairs allowed", fontsize=10)
+        ax.set_title(f"{name}\n{100 * allowed.mean():.0f} % of pairs allowed", fontsize=10)
         ax.set(xlabel="key (token in window)", xticks=[0, len(allowed) - 1], yticks=[0, len(allowed) - 1])
     axes[0].set_ylabel("query (token in window)")
     return figure

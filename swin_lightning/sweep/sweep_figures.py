@@ -104,13 +104,15 @@ def permutation_importances(frame: "DataFrame") -> tuple[list[str], list[float],
     names = _varied(frame)
     inputs = np.stack([_axis(frame[name])[0] for name in names], axis=1)
     target = frame[frame.attrs["metric"]].to_numpy(float)
-    forest = RandomForestRegressor(200, random_state=0).fit(inputs, target)
-    result = permutation_importance(forest, inputs, target, n_repeats=20, random_state=0)
-    importances = np.nan_to_num(result.importances_mean)  # NaN for a single trial
-    varies = len(set(target)) > 1
+    importances = np.zeros(len(names))
+    if len(target) > 1:  # R² of a single value is undefined
+        forest = RandomForestRegressor(200, random_state=0).fit(inputs, target)
+        importances = permutation_importance(forest, inputs, target, n_repeats=20, random_state=0).importances_mean
     correlations = [
-        float(spearmanr(inputs[:, i], target).statistic) if varies and _is_number(frame[name]) else float("nan")
-        for i, name in enumerate(names)
+        float(spearmanr(values, target).statistic)
+        if _is_number(frame[name]) and len(set(values)) > 1 and len(set(target)) > 1
+        else float("nan")
+        for name, values in zip(names, inputs.T, strict=True)
     ]
     order = np.argsort(-importances)
     return [names[i] for i in order], [float(importances[i]) for i in order], [correlations[i] for i in order]

@@ -101,7 +101,7 @@ def find_sweep(name: str) -> Path:
     from swin_lightning.config import find_experiment
 
     try:
-        return find_experiment(f"sweeps/{name}")
+        return find_experiment(name if len(path.parts) > 1 else f"sweeps/{name}")
     except UserError:
         raise UserError(f"{name}: no such sweep file; the sweeps of this project are in experiments/sweeps") from None
 
@@ -220,15 +220,15 @@ def _check_options(sweep: Sweep) -> None:
     values = {name: _values_to_check(name, spec) for name, spec in sweep.parameters.items()}
     for i in range(max(map(len, values.values()))):
         trial = {name: options[i % len(options)] for name, options in values.items()}
-        error = _parse_error([*arguments, *to_arguments(trial)])
-        if error is None:
+        if _parse_error([*arguments, *to_arguments(trial)]) is None:
             continue
-        if command_error := _parse_error(arguments):
-            raise UserError(f"command: {command_error}")
-        for name, value in trial.items():
-            if option_error := _parse_error([*arguments, *to_arguments({name: value})]):
-                raise UserError(f"parameters.{name} {value!r}: {option_error}")
-        raise UserError(f"parameters {trial}: {error}")
+        if error := _parse_error(arguments):
+            raise UserError(f"command: {error}")
+        given: dict[str, Any] = {}
+        for name, value in trial.items():  # in order, because one option may select the class that takes the next
+            given[name] = value
+            if error := _parse_error([*arguments, *to_arguments(given)]):
+                raise UserError(f"parameters.{name} {value!r}: {error}")
 
 
 def _parse_error(arguments: Sequence[str]) -> UserError | None:

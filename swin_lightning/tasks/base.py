@@ -169,7 +169,7 @@ class Task(LightningModule):
         """Follow `lr` where it was changed after the optimizer was built, as by Lightning's LearningRateFinder."""
         scale = self.lr / getattr(self, "_lr_of_schedule", self.lr)
         if scale != 1.0:
-            rescale_lr(self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler, scale)  # type: ignore[arg-type]
+            rescale_lr(self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler, scale)
             self._lr_of_schedule = self.lr
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:

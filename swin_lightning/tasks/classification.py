@@ -139,7 +139,7 @@ class SwinClassifier(Task):
                 extra.update(logits[known].softmax(dim=1), targets[known])
             if not _per_class(extra):
                 self.log(f"{split}/{name}", extra)
-        return logits
+        return logits  # type: ignore[no-any-return]
 
     def _log_per_class(self, split: str) -> None:
         names = self.class_names or [str(k) for k in range(self.num_classes)]
@@ -199,10 +199,9 @@ def _per_class(metric: Metric) -> bool:
 
 def _check_metric(name: str, metric: Metric, num_classes: int) -> None:
     """Compute a metric on a few samples, so that one that does not fit is found before training."""
+    option = f"model.metrics.{name}: {_name(metric)}"
     if not re.fullmatch(r"\w+", name) or name in OWN_METRICS:
-        raise UserError(
-            f"model.metrics: name {name!r} must be letters, digits and _, other than {', '.join(OWN_METRICS)}"
-        )
+        raise UserError(f"model.metrics: name {name!r} must be letters, digits and _, and not one of {OWN_METRICS}")
     rows = min(num_classes, 16)
     probabilities = torch.eye(num_classes)[:rows] * 0.5 + 0.5 / num_classes
     trial = deepcopy(metric)
@@ -212,16 +211,11 @@ def _check_metric(name: str, metric: Metric, num_classes: int) -> None:
             trial.update(probabilities, torch.arange(rows))
             value = trial.compute()
     except (ValueError, RuntimeError, TypeError) as error:
-        raise UserError(
-            f"model.metrics.{name}: {_name(metric)} with {num_classes} classes: {summarize(error)}"
-        ) from error
+        raise UserError(f"{option} does not fit {num_classes} classes ({summarize(error)})") from error
     expected = (num_classes,) if _per_class(metric) else ()
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
     if shape != expected:
-        raise UserError(
-            f"model.metrics.{name}: {_name(metric)} gives {shape}; only a scalar, or one value per class with "
-            "average: none, can be logged"
-        )
+        raise UserError(f"{option} gives {shape}; only a scalar, or one value per class (average: none), can be logged")
 
 
 def _name(value: Any) -> str:

@@ -47,7 +47,7 @@ def by_definition(block, x):
     sy, sx = (s if H > M else 0), (s if W > M else 0)
     h, w = min(M, H), min(M, W)
     tokens = (x if isinstance(block, SwinTransformerBlockV2) else block.norm1(x)).view(1, H * W, C)
-    q, k, _ = attn.heads(tokens)
+    q, k, _ = attn.project_qkv(tokens)
     scores = (attn.scale * q @ k.transpose(-2, -1))[0]  # nH, H*W, H*W
     table = attn.bias_table()
     padded = (-(-H // h) * h, -(-W // w) * w)

@@ -39,7 +39,7 @@ def test_mask_figure():
     assert text_overlaps(figure) == []
     # columns 0 to 3 and 4 to 6 of the right window are separate regions: (28^2 + 21^2) / 49^2 of the pairs
     assert [ax.get_title().split("\n")[1] for ax in figure.axes] == [
-        f"{share} of pairs allowed" for share in ("100%", "51%", "51%", "26%")
+        f"{share} of pairs allowed" for share in ("100 %", "51 %", "51 %", "26 %")
     ]
 
 

@@ -1,7 +1,10 @@
 """Running the command line in tests: experiments, short runs, processes of their own."""
 
 import csv
+import multiprocessing
 import os
+import sys
+import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -21,3 +24,21 @@ def metrics(run_dir, name):
     """The logged values of a metric in a run's metrics.csv."""
     with (run_dir / "metrics.csv").open() as file:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def start(*args, log):
+    """Start the command line in a forked process, which has all imports already; its output goes to a file."""
+
+    def target():
+        sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115  closed at exit
+        sys.argv = ["swin-lightning", *args]
+        console()
+
+    from swin_lightning.__main__ import console
+
+    Path(log).touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads; those of the test runner are idle
+        process = multiprocessing.get_context("fork").Process(target=target)
+        process.start()
+    return process

@@ -19,27 +19,38 @@ CONFIG = {
     "parameters": {"model.lr": {"values": [0.1, 0.2, 0.3]}, "data.batch_size": {"values": [16, 32]}},
 }
 
-# A trial logs val/acc_best = lr * 1/4, ..., lr * 4/4 and crashes if lr is 0.3. It then waits while the file `hold`
-# exists and contains its lr, or `all`.
-PROGRAM = """
-import os, pathlib, sys, time
+# A trial logs val/acc_best = lr * 1/4, ..., lr * 4/4 and crashes if lr is 0.3. If the file `hold` contains its lr, the
+# first process of the trial then runs until SIGTERM, as a long training would.
+PROGRAM = r"""
+import os, pathlib, signal, sys, time
 
 options = dict(argument.split("=") for argument in sys.argv[1:])
 lr = options["--model.lr"]
 run = pathlib.Path(os.environ["SWIN_LIGHTNING_RUNS"], "fake", "0-" + os.environ["WANDB_RUN_ID"])
 run.mkdir(parents=True, exist_ok=True)
-with (run / "attempts").open("a") as file:
-    file.write("x")
-config = {"class_path": "SwinClassifier", "init_args": {"lr": float(lr)}}
+log = run / "events.txt"
+
+def note(event):
+    with log.open("a") as file:
+        file.write(event + " ")
+
+def terminate(*_):
+    note("terminated")
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, terminate)
+note("started")
+model = {"class_path": "SwinClassifier", "init_args": {"lr": float(lr)}}
 data = {"class_path": "Digits", "init_args": {"batch_size": 16}}
-(run / "config.yaml").write_text(f"model: {config}\\ndata: {data}\\n")
+(run / "config.yaml").write_text(f"model: {model}\ndata: {data}\n")
 if lr == "0.3":
     sys.exit("invalid option")
-rows = [f"{epoch},{float(lr) * (1 + epoch) / 4}\\n" for epoch in range(4)]
-(run / "metrics.csv").write_text("epoch,val/acc_best\\n" + "".join(rows))
+rows = [f"{epoch},{float(lr) * (1 + epoch) / 4}\n" for epoch in range(4)]
+(run / "metrics.csv").write_text("epoch,val/acc_best\n" + "".join(rows))
 hold = pathlib.Path("hold")
-while hold.exists() and hold.read_text() in (lr, "all"):
-    time.sleep(0.02)
+if hold.exists() and hold.read_text() == lr and log.read_text() == "started ":
+    time.sleep(600)
+note("ended")
 """
 
 
@@ -57,6 +68,10 @@ def make_sweep(**changes):
     """A sweep of the fake program with changes to CONFIG; writes small.yaml and, for the summary, sweep.yaml."""
     config = changed(**changes)
     return FakeSweep(Path(write(config)), yaml.safe_load(Path(write(config, "sweep.yaml")).read_text()), ("fit",))
+
+
+def make_four_trials():
+    return make_sweep(method="grid", run_cap=None, parameters={"model.lr": {"values": [0.1, 0.11, 0.12, 0.13]}})
 
 
 def fake_command(sweep, parameters):

@@ -27,7 +27,8 @@ def test_bundled_sweep_files_are_valid_in_any_folder(path):
 
 
 def test_sweep_file_is_found_by_name_in_the_working_directory_first():
-    assert find_sweep("digits").samefile(EXPERIMENTS / "sweeps" / "digits.yaml")
+    for name in ("digits", "digits.yaml", "experiments/sweeps/digits.yaml"):
+        assert find_sweep(name).samefile(EXPERIMENTS / "sweeps" / "digits.yaml")
     Path("experiments/sweeps").mkdir(parents=True)
     own = write(CONFIG, "experiments/sweeps/digits.yaml")
     assert find_sweep("digits").samefile(own)
@@ -71,11 +72,11 @@ def parameter(name, **spec):
         (changed(method="baies"), "unknown method 'baies'; did you mean bayes?"),
         (changed(method=None), "key 'method' is missing"),
         (changed(metric={"name": "val/acc", "goal": "up"}), "metric.goal 'up'; choose one of maximize, minimize"),
-        (changed(metric={"name": "val/acc", "goal": "maximise"}), "unknown metric.goal 'maximise'; did you mean maximize?"),
-        (changed(metric="val/acc"), "metric: expected a name and a goal, e.g. {name: val/acc_best, goal: maximize}, got"),
+        (changed(metric={"name": "val/acc", "goal": "maximise"}), "metric.goal 'maximise'; did you mean maximize?"),
+        (changed(metric="val/acc"), "metric: expected a name and a goal, e.g. {name: val/acc_best, goal: maximize}"),
         (changed(run_cap=0), "run_cap: expected a positive integer, got 0"),
-        (changed(parameters=["model.lr"]), "parameters: expected a mapping of options such as model.lr, got ['model.lr']"),
-        (changed(parameters={"model.lr": 0.1}), "parameters.model.lr: expected a mapping with value, values, or min and max"),
+        (changed(parameters=["model.lr"]), "parameters: expected a mapping of options such as model.lr, got ["),
+        (changed(parameters={"model.lr": 0.1}), "model.lr: expected a mapping with value, values, or min and max"),
         (parameter("model.lrr", values=[0.1]), "model.lrr 0.1: unknown option model.lrr; did you mean model.lr?"),
         (parameter("model.lr", values=[]), "parameters.model.lr: {'values': []} does not match W&B's format"),
         (parameter("model.lr", values=[0.1, None]), 'model.lr.values [0.1, None]: null is passed as the string "None"'),
@@ -87,9 +88,9 @@ def parameter(name, **spec):
         (parameter("model.lr", distribution="loguniform", min=0.1, max=1.0), "does not match W&B's format"),
         (parameter("model", parameters={"lr": {"value": 1}}), "parameters.model: nested parameters are not supported"),
         (parameter("data.init_args.batch_size", values=[16]), "data.init_args.batch_size: use data.batch_size"),
-        (changed(method="grid", parameters={"model.lr": {"min": 0.1, "max": 0.2}}), "model.lr: grid search needs value"),
-        (changed(command="swin-lightning fit"), "command: expected a list such as [swin-lightning, fit, -c, FILE, '${args}']"),
-        (changed(command=["python", "train.py", "${args}"]), "expected `swin-lightning fit ...` with ${args} exactly once"),
+        (changed(method="grid", parameters={"model.lr": {"min": 0.1, "max": 0.2}}), "grid search needs value or"),
+        (changed(command="swin-lightning fit"), "command: expected a list such as [swin-lightning, fit, -c,"),
+        (changed(command=["python", "train.py", "${args}"]), "expected `swin-lightning fit ...` with ${args}"),
         (changed(command=["swin-lightning", "fit", "-c", DIGITS]), "with ${args} exactly once"),
         (changed(command=["swin-lightning", "fit", "${args_json}", "${args}"]), "${args_json} is not supported"),
         (changed(command=["swin-lightning", "fit", "-c", "nowhere.yaml", "${args}"]), "command: "),
@@ -105,9 +106,12 @@ def test_invalid_sweep_file_is_reported_on_one_line(config, message):
     assert not Path("runs").exists()
 
 
-def test_values_that_are_only_invalid_together_are_reported():
-    # window 5 does not fit 8x8 patches ... replaced below by what the parser checks together
-    pass
+def test_options_of_a_class_are_checked_with_the_class_selected_by_another_parameter():
+    losses = ["torch.nn.CrossEntropyLoss", "torch.nn.BCEWithLogitsLoss"]
+    smoothing = {"model.loss.label_smoothing": {"values": [0.0, 0.1]}}
+    read_sweep(write(changed(parameters={"model.loss": {"value": losses[0]}, **smoothing})))
+    with pytest.raises(UserError, match=r"parameters.model.loss.label_smoothing 0.1: unknown option .*label_smoothing"):
+        read_sweep(write(changed(parameters={"model.loss": {"values": losses}, **smoothing})))
 
 
 def test_unreadable_file_is_reported():

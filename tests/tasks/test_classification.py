@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1Score, MulticlassRecall
 
+from swin_lightning.errors import UserError
 from swin_lightning.models import SwinTransformer
 from swin_lightning.models.weights import load_weights
 from swin_lightning.tasks.classification import SwinClassifier
@@ -14,7 +16,7 @@ from tests.support.golden import formula_input, formula_parameters, load_golden
 
 
 class Backbone(nn.Module):
-    """Any module with num_features is a backbone."""
+    """A backbone is any module with num_features."""
 
     num_features = 4
 
@@ -36,7 +38,7 @@ def loader(*batches):
     return DataLoader(list(batches), batch_size=None)
 
 
-def test_logits_and_probabilities_have_one_column_a_class():
+def test_logits_and_probabilities_have_one_column_per_class():
     model = SwinClassifier(Backbone(), num_classes=7).eval()
     images = torch.randn(5, 3, 2, 2)
     assert model(images).shape == (5, 7)
@@ -49,7 +51,7 @@ def test_logits_and_probabilities_have_one_column_a_class():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_the_loss_follows_the_target(smoothing, mixed):
+def test_default_loss_of_indices_and_mixed_targets(smoothing, mixed):
     model = SwinClassifier(Backbone(), num_classes=3, label_smoothing=smoothing)
     images = torch.randn(2, 3, 2, 2)
     indices = torch.tensor([2, 0])
@@ -64,11 +66,11 @@ def test_the_loss_follows_the_target(smoothing, mixed):
 
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
-def test_repeated_samples_change_no_metric(make_trainer, stage):
+def test_padding_samples_do_not_change_metrics(make_trainer, stage):
     model = SwinClassifier(Backbone(), num_classes=6)
     images, targets = torch.randn(10, 3, 2, 2), torch.tensor([0, 1, 2, 3, 4, 5, 0, 1, 2, 3])
     plain = loader(batch(targets[:4], images[:4]), batch(targets[4:], images[4:]))
-    repeated = loader(  # in the third batch nothing counts
+    repeated = loader(  # no sample of the third batch counts
         batch([*targets[:4], -1, -1], images[[0, 1, 2, 3, 9, 9]]),
         batch([-1, *targets[4:]], images[[0, 4, 5, 6, 7, 8, 9]]),
         batch([-1, -1], images[:2]),
@@ -91,40 +93,108 @@ def test_repeated_samples_change_no_metric(make_trainer, stage):
     )
 
 
-def test_two_classes_have_a_top_five_that_is_always_right(make_trainer):
+def test_top5_of_two_classes_is_one(make_trainer):
     (result,) = make_trainer().validate(SwinClassifier(Backbone(), 2), loader(batch([0, 1, 1])), verbose=False)
     assert result["val/acc5"] == 1.0
+
+
+# loss and metrics of the user
+
+
+def test_cross_entropy_with_class_weights_is_evaluated_without_smoothing(make_trainer):
+    model = SwinClassifier(Backbone(), 3, loss=nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]), label_smoothing=0.3))
+    images, targets = torch.randn(5, 3, 2, 2), torch.tensor([0, 1, 2, 2, 1])
+    expected = model.loss(model(images), targets)
+    torch.testing.assert_close(model.training_step(batch(targets, images), 0), expected)
+    (result,) = make_trainer().validate(model, loader(batch([*targets, -1], images[[0, 1, 2, 3, 4, 0]])), verbose=False)
+    with torch.no_grad():
+        plain = nn.functional.cross_entropy(model(images), targets, model.loss.weight)
+    assert result["val/loss"] == pytest.approx(plain.item(), rel=1e-6)
+
+
+def test_bce_with_logits_gets_one_hot_targets(make_trainer):
+    model = SwinClassifier(Backbone(), 3, loss=nn.BCEWithLogitsLoss())
+    images, targets = torch.randn(2, 3, 2, 2), torch.tensor([2, 0])
+    expected = nn.functional.binary_cross_entropy_with_logits(model(images), torch.eye(3)[targets])
+    torch.testing.assert_close(model.training_step(batch(targets, images), 0), expected)
+    (result,) = make_trainer().validate(model, loader(batch(targets, images)), verbose=False)
+    assert result["val/loss"] == pytest.approx(expected.item())
+
+
+def test_loss_may_be_a_function_and_label_smoothing_is_reported(caplog):
+    with caplog.at_level(logging.WARNING):
+        model = SwinClassifier(Backbone(), 3, loss=lambda logits, targets: logits.sum() * 0 + 7, label_smoothing=0.1)
+    assert "model.label_smoothing 0.1 has no effect" in caplog.text
+    assert model.training_step(batch([0, 1]), 0).item() == 7
+
+
+def test_extra_metrics_ignore_padding_and_log_classes(make_trainer):
+    metrics = {"f1": MulticlassF1Score(3, average="macro"), "recall": MulticlassRecall(3, average="none")}
+    model = SwinClassifier(Backbone(), 3, metrics=metrics, class_names=["a", "b", "c"])
+    images, targets = torch.randn(9, 3, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2, 0, 0, 1])
+    batches = (
+        batch([*targets[:4], -1], images[[0, 1, 2, 3, 0]]),
+        batch(targets[4:], images[4:]),
+        batch([-1], images[:1]),
+    )
+    (result,) = make_trainer().test(model, loader(*batches), verbose=False)
+    with torch.no_grad():
+        predictions = model(images).argmax(1)
+    for k, name in enumerate("abc"):
+        recall = (predictions[targets == k] == k).float().mean()
+        assert result[f"test/recall/{name}"] == pytest.approx(recall.item())
+    f1 = [
+        2 * ((predictions == k) & (targets == k)).sum() / ((predictions == k).sum() + (targets == k).sum())
+        for k in range(3)
+    ]
+    assert result["test/f1"] == pytest.approx(torch.stack(f1).mean().item())
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ({"acc": MulticlassF1Score(3)}, "name 'acc'"),
+        ({"a/b": MulticlassF1Score(3)}, "name 'a/b'"),
+        ({"f1": MulticlassF1Score(2)}, "model.metrics.f1: MulticlassF1Score does not fit 3 classes"),
+        ({"matrix": MulticlassConfusionMatrix(3)}, r"gives \(3, 3\); only a scalar"),
+    ],
+)
+def test_metrics_that_do_not_fit_are_refused_at_construction(metrics, words):
+    with pytest.raises(UserError, match=words):
+        SwinClassifier(Backbone(), 3, metrics=metrics)
 
 
 # backbone
 
 
-def test_the_head_of_a_backbone_gives_way_to_the_classifiers():
+def test_head_of_the_backbone_is_replaced():
     backbone = SwinTransformer(num_classes=1000, embed_dim=8, depths=(1,), num_heads=(1,))
     model = SwinClassifier(backbone, num_classes=3)
     assert model(torch.randn(2, 3, 28, 28)).shape == (2, 3)
     assert [name for name, _ in model.named_parameters() if "head" in name] == ["head.weight", "head.bias"]
 
 
-def test_gradient_checkpointing_is_switched_on():
+def test_gradient_checkpointing_is_enabled():
     backbone = SwinTransformer(embed_dim=8, depths=(1, 1), num_heads=(1, 1))
     SwinClassifier(backbone, 3, gradient_checkpointing=True)
     assert [layer.use_checkpoint for layer in backbone.layers] == [True, True]
 
 
-def test_gradient_checkpointing_needs_a_backbone_that_can():
+def test_gradient_checkpointing_requires_support_of_the_backbone():
     with pytest.raises(ValueError, match="Backbone has no set_grad_checkpointing"):
         SwinClassifier(Backbone(), 3, gradient_checkpointing=True)
 
 
-def test_compiling_keeps_the_names_of_the_parameters():
+def test_compile_happens_once_and_keeps_parameter_names(monkeypatch):
+    calls = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: calls.append((self, options)))
     model = SwinClassifier(Backbone(), 3, compile=True)
     names = list(model.state_dict())
-    assert model.backbone._compiled_call_impl is None
+    assert calls == []
     model.setup("fit")
-    assert model.backbone._compiled_call_impl is not None
+    model.setup("test")
+    assert calls == [(model.backbone, {"mode": None, "dynamic": False})]
     assert list(model.state_dict()) == names
-    assert not any("_orig_mod" in name for name in names)
 
 
 # weights
@@ -133,7 +203,7 @@ GOLDEN = load_golden("cifar_32")
 
 
 def official_file(path, **changes):
-    """A checkpoint as the official repository saves it, with buffers whose content must not matter."""
+    """A checkpoint as the official repository saves it, with garbage in the buffers."""
     state = formula_parameters(GOLDEN["parameters"])
     state |= {name: torch.full(shape, 10**6) for name, shape in GOLDEN["buffers"].items()}
     state |= {name.replace("__", "."): value for name, value in changes.items()}
@@ -152,7 +222,7 @@ def test_official_weights_give_the_official_logits(tmp_path):
     torch.testing.assert_close(logits, torch.tensor(GOLDEN["logits_first16"]), atol=1e-4, rtol=0)
 
 
-def test_a_head_of_other_classes_is_new_and_said(tmp_path, caplog):
+def test_head_of_another_size_is_reinitialised_and_logged(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         model = golden_classifier(num_classes=4, weights=official_file(tmp_path / "official.pth"))
     assert "checkpoint has 10 classes; initialised a new 4-class head" in caplog.text
@@ -160,11 +230,11 @@ def test_a_head_of_other_classes_is_new_and_said(tmp_path, caplog):
     own = dict(model.backbone.named_parameters())
     assert all(torch.equal(value, own[name]) for name, value in state.items() if not name.startswith("head."))
     assert model.head.weight.shape == (4, 192)
-    assert 0.015 < model.head.weight.std() < 0.025  # not zero, as the official code would leave it
+    assert 0.015 < model.head.weight.std() < 0.025  # the official code would leave zeros
     assert (model.head.bias == 0).all()
 
 
-def test_a_file_without_head_leaves_ours(tmp_path, caplog):
+def test_weights_without_head_keep_the_new_head(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         golden_classifier(weights=official_file(tmp_path / "official.pth", head__weight=None, head__bias=None))
     assert "no classifier in checkpoint; initialised a new 10-class head" in caplog.text
@@ -182,7 +252,7 @@ def test_a_file_without_head_leaves_ours(tmp_path, caplog):
         ),
     ],
 )
-def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(tmp_path, changes, message):
+def test_mismatched_weights_are_an_error_and_load_nothing(tmp_path, changes, message):
     model = golden_classifier()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     path = official_file(tmp_path / "official.pth", **changes)
@@ -206,7 +276,7 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(tmp_path, chang
     ],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt"])
-def test_what_is_no_checkpoint_is_refused(tmp_path, write, message, suffix):
+def test_files_that_are_not_checkpoints_are_refused(tmp_path, write, message, suffix):
     path = tmp_path / f"weights{suffix}"
     write(path)
     with pytest.raises(ValueError, match=message) as error:
@@ -215,14 +285,14 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, write, message, suffix):
 
 
 class Config(dict):
-    """As the yacs node in official training checkpoints: loading it would run code."""
+    """Stands for the yacs CfgNode in official training checkpoints: unpickling it would run code."""
 
 
 def make_object():
     return Config(lr=0.1)
 
 
-def test_a_damaged_safetensors_file_is_refused(tmp_path):
+def test_corrupt_safetensors_file_is_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00not json")
     with pytest.raises(ValueError, match=str(path)):
@@ -232,7 +302,7 @@ def test_a_damaged_safetensors_file_is_refused(tmp_path):
 # Lightning's checkpoints
 
 
-def test_a_saved_checkpoint_loads_with_its_hyperparameters(tmp_path, make_trainer):
+def test_checkpoint_loads_with_its_hyperparameters(tmp_path, make_trainer):
     model = SwinClassifier(Backbone(), num_classes=3, lr=0.3, label_smoothing=0.2, class_names=["a", "b", "c"])
     trainer = make_trainer()
     trainer.fit(model, loader(batch([0, 1, 2])), loader(batch([2, 1, 0])))
@@ -244,7 +314,7 @@ def test_a_saved_checkpoint_loads_with_its_hyperparameters(tmp_path, make_traine
     torch.testing.assert_close(loaded(images), model(images), atol=0, rtol=0)
 
 
-def test_a_saved_checkpoint_serves_as_weights(tmp_path, make_trainer):
+def test_checkpoint_serves_as_weights(tmp_path, make_trainer):
     model = SwinClassifier(Backbone(), num_classes=3)
     trainer = make_trainer()
     trainer.fit(model, loader(batch([0, 1, 2])), loader(batch([2, 1, 0])))
@@ -254,7 +324,7 @@ def test_a_saved_checkpoint_serves_as_weights(tmp_path, make_trainer):
     torch.testing.assert_close(loaded(images), model(images), atol=0, rtol=0)
 
 
-def test_a_checkpoint_of_a_run_from_weights_needs_the_file_no_more(tmp_path, make_trainer):
+def test_checkpoint_does_not_need_the_weights_file(tmp_path, make_trainer):
     path = official_file(tmp_path / "official.pth")
     model = golden_classifier(weights=path)
     trainer = make_trainer()
@@ -266,10 +336,10 @@ def test_a_checkpoint_of_a_run_from_weights_needs_the_file_no_more(tmp_path, mak
     assert torch.equal(loaded.head.weight, model.head.weight)
 
 
-def test_the_checkpoint_is_plain_values_and_tensors(tmp_path, make_trainer):
+def test_checkpoint_holds_plain_values_and_tensors(tmp_path, make_trainer):
     model = SwinClassifier(Backbone(), num_classes=3)
     trainer = make_trainer()
     trainer.fit(model, loader(batch([0, 1, 2])))
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    content = torch.load(tmp_path / "last.ckpt", weights_only=True)  # nobody needs to trust it
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)  # loads without unpickling objects
     assert "backbone" not in content["hyper_parameters"]

@@ -1,4 +1,4 @@
-"""Compilers and exporters see one graph, whatever the mode and the size of the image."""
+"""torch.compile and torch.export: one graph per mode and image size."""
 
 import copy
 
@@ -15,19 +15,19 @@ SIZES = {"embed_dim": 8, "depths": (2,), "num_heads": (2,), "window_size": 4, "n
 
 @pytest.fixture(params=[SwinTransformer, SwinTransformerV2])
 def model(request):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     own = request.param(img_size=32, drop_path_rate=0.5, **SIZES)
-    for parameter in own.parameters():  # V2 starts with branches of zero
+    for parameter in own.parameters():  # residual branches of V2 are initialised to zero
         torch.nn.init.normal_(parameter, std=0.1)
     return own
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_training_is_one_graph_and_learns_the_same(model, checkpointing):
+def test_training_is_one_graph_with_the_same_gradients(model, checkpointing):
     model.set_grad_checkpointing(checkpointing)
     for module in model.modules():
         if hasattr(module, "p"):
-            module.p = 0.0  # the compiled draw is another one
+            module.p = 0.0  # compiled and eager code draw different random numbers
     compiled = copy.deepcopy(model)
     compiled.compile(backend="aot_eager", fullgraph=True)
     for own in (model, compiled):
@@ -36,13 +36,13 @@ def test_training_is_one_graph_and_learns_the_same(model, checkpointing):
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-4)
 
 
-def test_the_graph_drops_samples_too(model):
+def test_compiled_drop_path_drops_samples(model):
     model.compile(backend="eager", fullgraph=True)
     x = formula_input(32, 32)[:1].expand(64, -1, -1, -1)
-    assert len(model.train()(x).detach().unique(dim=0)) == 4  # of one image, with and without each of two branches
+    assert len(model.train()(x).detach().unique(dim=0)) == 4  # one image, with and without each of two branches
 
 
-def test_fifty_steps_of_stochastic_depth_and_the_evaluation_between_are_two_graphs(model):
+def test_stochastic_depth_does_not_recompile(model):
     graphs = []
     model.compile(backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True)
     x = formula_input(32, 32)
@@ -54,15 +54,15 @@ def test_fifty_steps_of_stochastic_depth_and_the_evaluation_between_are_two_grap
 
 
 @pytest.mark.parametrize(("value", "mode"), [("true", None), ("reduce-overhead", "reduce-overhead")])
-def test_the_switch_takes_modes(value, mode, monkeypatch):
+def test_compile_option_selects_the_mode(value, mode, monkeypatch):
     modes = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: modes.append(options))
     main(["fit", "-c", DIGITS, *SHORT, f"--model.compile={value}", "--test_after_fit=false"])
     assert modes == [{"mode": mode, "dynamic": False}]
 
 
-@pytest.mark.slow  # compilers are, where sizes change
-def test_evaluation_takes_images_of_any_size(model):
+@pytest.mark.slow  # compiles once per size
+def test_compiled_evaluation_of_several_image_sizes(model):
     compiled = copy.deepcopy(model).eval()
     compiled.compile(backend="eager", fullgraph=True)
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_evaluation_takes_images_of_any_size(model):
             torch.testing.assert_close(compiled(x), model.eval()(x), atol=1e-5, rtol=1e-5)
 
 
-def test_an_exported_model_answers_for_any_number_of_images(model):
+def test_exported_model_has_a_dynamic_batch_size(model):
     batch = torch.export.Dim("batch", min=1, max=64)
     exported = torch.export.export(model.eval(), (torch.randn(2, 3, 32, 32),), dynamic_shapes=({0: batch},)).module()
     for number in (1, 2, 5):
@@ -81,8 +81,8 @@ def test_an_exported_model_answers_for_any_number_of_images(model):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # compiles twice, minutes on a CPU
-def test_a_compiled_run_averages_recomputes_and_goes_on(capsys):
-    torch._dynamo.reset()  # it remembers which sizes have changed
+def test_compiled_run_with_ema_checkpointing_and_resume(capsys):
+    torch.compiler.reset()  # dynamo remembers which sizes have changed
     args = [
         "fit",
         "-c",

@@ -1,6 +1,6 @@
 """Reference outputs of other implementations, computed in float64 for reproducible pseudo-random weights and images.
 
-`official.json` was generated with microsoft/Swin-Transformer f82860b. For each model it has the configuration, the names
+`official.json` was generated with microsoft/Swin-Transformer f82860b. It has the configuration of each model, the names
 and shapes of parameters and buffers, and the first 16 logits of two images. Expect an error of 1e-5 in float32.
 """
 
