@@ -135,7 +135,8 @@ class BestMetric(Callback):
 
     @property
     def state_key(self) -> str:
-        return f"{type(self).__name__}[{self.monitor}, {self.mode}]"
+        default = (self.monitor, self.mode) == ("val/acc", "max")
+        return super().state_key if default else f"{super().state_key}[{self.monitor}, {self.mode}]"
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._update(trainer):

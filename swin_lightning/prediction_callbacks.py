@@ -86,8 +86,8 @@ class PredictionReport(Callback):
 class PredictionWriter(Callback):
     """Writes the results of `predict` as `predictions.csv`: path, most probable class, its probability, next class, ...
 
-    `predict_step` must return class probabilities `B, K`. The path is that of `sources["predict"]` of the data module,
-    or else the index of the sample: `index` in the batch, or its position in the data.
+    `predict_step` must return class probabilities `B, K`. The path is `sample_name("predict", index)` of the data
+    module if it has this method, else the index itself: `index` in the batch, or the position in the data.
 
     Args:
         run: The run folder.
@@ -141,15 +141,14 @@ class PredictionWriter(Callback):
         names = class_names(pl_module)
         if len(names) != self._num_classes:
             names = [str(k) for k in range(self._num_classes)]
-        sources = getattr(getattr(trainer, "datamodule", None), "sources", None)
-        source: Any = sources.get("predict") if isinstance(sources, Mapping) else None
+        sample_name = getattr(getattr(trainer, "datamodule", None), "sample_name", None)
         k = min(self.top_k, self._num_classes)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["path", *(part for i in range(1, k + 1) for part in (f"class_{i}", f"probability_{i}"))])
             for index, (probabilities, classes) in sorted(rows.items()):
-                path = source.name(index) if hasattr(source, "name") else index
+                path = sample_name("predict", index) if callable(sample_name) else index
                 pairs = zip(classes, probabilities, strict=True)
                 writer.writerow([path, *(part for c, p in pairs for part in (names[c], f"{p:.6f}"))])
         print(f"predictions: {self.path}", flush=True)

@@ -4,6 +4,7 @@ import os
 
 os.environ["WANDB_MODE"] = "disabled"  # the tests of loggers enable it
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of parallel test processes wait for each other
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # its import would look for a newer version
 
 import pytest

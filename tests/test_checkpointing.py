@@ -1,25 +1,104 @@
-"""Checkpoints: written whole or not at all, in the middle of an epoch, and continued to the last bit."""
+"""Checkpoints: atomic writes, exact resume from any step, interruptions, best and last checkpoint, EMA."""
 
 import errno
+import logging
+import os
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning import Callback
+from lightning import Callback, LightningModule, Trainer
 
 from swin_lightning import checkpointing
-from swin_lightning.checkpointing import EMA, AtomicCheckpointIO, Checkpoint, PerStepSeed
+from swin_lightning.callbacks import BestMetric, EarlyStopping, TrainingMonitor
+from swin_lightning.checkpointing import EMA, AtomicCheckpointIO, Checkpoint, LastCheckpoint, PerStepSeed
 from swin_lightning.cli import main
 from swin_lightning.data import Digits
+from swin_lightning.errors import UserError
+from swin_lightning.loggers import CSVLogger
 from swin_lightning.models import SwinTransformer
 from swin_lightning.tasks.classification import SwinClassifier
-from tests.support.cli import DIGITS
-from tests.support.kills import compare, differences, write_parquet
+from tests.support.cli import DIGITS, SHORT, metrics
+from tests.support.kills import STATES, compare, differences, write_parquet
+
+pytestmark = [  # of Lightning, when a run is resumed; the command line ignores them too
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
+]
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def trainer(folder, callbacks=(), **options):
+    """A silent Trainer that writes checkpoints to a folder. `checkpoint` has options of Checkpoint."""
+    checkpoint = Checkpoint(dirpath=str(folder), **options.pop("checkpoint", {}))
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    defaults = {"accelerator": "cpu", "devices": 1, "max_epochs": 2, "num_sanity_val_steps": 0}
+    return Trainer(**quiet | defaults | options, callbacks=[*callbacks, checkpoint, checkpoint.last])
+
+
+def fit(folder, ckpt_path=None, callbacks=(), batch_size=156, num_workers=0, **options):
+    """Train a Swin with everything that is random on digits, 8 optimizer steps per epoch. Returns the Trainer."""
+    torch.manual_seed(0)
+    backbone = SwinTransformer(
+        patch_size=4, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4, drop_path_rate=0.5, num_classes=0
+    )
+    model = SwinClassifier(backbone, 10, lr=1e-2)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    data = Digits(
+        num_workers=num_workers,
+        batch_size=batch_size,
+        rand_augment="rand-m9-mstd0.5-inc1",
+        mixup=0.8,
+        random_erasing=0.3,
+    )
+    torch.manual_seed(torch.seed() % 2**31)  # a run may not depend on the state of torch's generator
+    result = trainer(folder, [PerStepSeed(), EMA(0.9), *callbacks], limit_val_batches=1, **options)
+    result.fit(model, datamodule=data, ckpt_path=ckpt_path and str(ckpt_path), weights_only=True)
+    return result
+
+
+class Record(Callback):
+    """Keeps the batches of every optimizer step, and a copy of last.ckpt from each step that wrote one."""
+
+    def __init__(self, folder):
+        self.folder, self.batches = Path(folder), {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        key = (trainer.global_step, batch_idx)
+        self.batches[key] = (batch["index"].tolist(), batch["image"].sum().item())
+        last = self.folder / "last.ckpt"
+        if last.is_file():
+            step = load(last)["global_step"]
+            (self.folder / f"{step}.ckpt").write_bytes(last.read_bytes())
+
+
+CASES = {
+    "whole_data": {},
+    "workers": {"num_workers": 2, "batch_size": 24, "limit_train_batches": 8},
+    "accumulation": {"accumulate_grad_batches": 3, "batch_size": 24, "limit_train_batches": 24},
+}
+
+
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+def reference(request, tmp_path_factory):
+    """An uninterrupted run: its options, and a Record with its batches and its folder."""
+    options = {**request.param, "checkpoint": {"every_n_train_steps": 3}}
+    record = Record(tmp_path_factory.mktemp("reference"))
+    assert fit(record.folder, callbacks=[record], **options).global_step == 16
+    return options, record
+
 
 # writing
 
 
-def test_a_failed_write_keeps_the_previous_checkpoint_and_says_so(tmp_path, monkeypatch):
+def test_failed_write_keeps_previous_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "checkpoints" / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
 
@@ -28,180 +107,163 @@ def test_a_failed_write_keeps_the_previous_checkpoint_and_says_so(tmp_path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpointing.torch, "save", full_disk)
-    with pytest.raises(ValueError, match=f"{path} cannot be written .*No space left.*the previous one is kept"):
+    with pytest.raises(UserError, match=f"{path} cannot be written .*No space left.*the previous one is kept"):
         AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
-    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert load(path) == {"step": 1}
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
 
 
-def test_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_previous(tmp_path, monkeypatch):
+def test_checkpoint_is_flushed_to_disk_before_it_replaces_the_previous_one(tmp_path, monkeypatch):
     path, calls = tmp_path / "last.ckpt", []
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
-    fsync, replace = checkpointing.os.fsync, checkpointing.os.replace
-    monkeypatch.setattr(checkpointing.os, "fsync", lambda fd: calls.append("fsync") or fsync(fd))
+    fsync, replace = os.fsync, os.replace
 
-    def watch(a, b):
+    def recorded_replace(a, b):
         calls.append("replace")
-        assert torch.load(a, weights_only=True) == {"step": 2}
-        assert torch.load(b, weights_only=True) == {"step": 1}
+        assert load(a) == {"step": 2}
+        assert load(b) == {"step": 1}
         replace(a, b)
 
-    monkeypatch.setattr(checkpointing.os, "replace", watch)
+    monkeypatch.setattr(checkpointing.os, "fsync", lambda fd: calls.append("fsync") or fsync(fd))
+    monkeypatch.setattr(checkpointing.os, "replace", recorded_replace)
     AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
     assert calls[:2] == ["fsync", "replace"]
-    assert torch.load(path, weights_only=True) == {"step": 2}
+    assert load(path) == {"step": 2}
 
 
 # resuming
 
-STATES = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
 
-
-def fit(make_trainer, tmp_path, ckpt_path=None, callbacks=(), num_workers=0, **kwargs):
-    """A Swin with stochastic depth on digits with all that is random; returns the trainer."""
-    torch.manual_seed(torch.seed() % 2**31)  # whatever torch's generator was before
-    backbone = SwinTransformer(
-        patch_size=4, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4, drop_path_rate=0.5, num_classes=0
-    )
-    torch.manual_seed(0)
-    model = SwinClassifier(backbone, 10, lr=1e-2)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    data = Digits(
-        num_workers=num_workers, batch_size=40, rand_augment="rand-m9-mstd0.5-inc1", mixup=0.8, random_erasing=0.3
-    )
-    trainer = make_trainer(
-        callbacks=[PerStepSeed(), EMA(0.9), Checkpoint(dirpath=str(tmp_path), every_n_train_steps=10), *callbacks],
-        enable_checkpointing=True,
-        **{"max_epochs": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0} | kwargs,
-    )
-    torch.manual_seed(torch.seed() % 2**31)
-    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    return trainer
-
-
-class Keep(checkpointing.Callback):
-    """Keeps a copy of every checkpoint, and the batches that training saw."""
-
-    def __init__(self, folder):
-        self.folder, self.batches = Path(folder), {}
-        self.folder.mkdir(exist_ok=True)
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.batches[trainer.global_step] = (batch["index"].tolist(), batch["image"].sum().item())
-        for path in self.folder.parent.glob("last.ckpt"):
-            (self.folder / f"{trainer.global_step}.ckpt").write_bytes(path.read_bytes())
-
-
-@pytest.mark.parametrize(("accumulate", "num_workers"), [(1, 0), (1, 2), (2, 0)])
-def test_from_every_tenth_step_of_an_epoch_the_same_batches_and_the_same_end(
-    make_trainer, tmp_path, accumulate, num_workers
-):
-    keep = Keep(tmp_path / "kept")
-    options = {"accumulate_grad_batches": accumulate, "max_epochs": 1 if accumulate == 2 else 2}
-    options["num_workers"] = num_workers
-    whole = fit(make_trainer, tmp_path, callbacks=[keep], **options)
-    end = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert whole.global_step == end["global_step"] == 31 * options["max_epochs"]
-    assert sorted(int(p.stem) for p in keep.folder.iterdir() if int(p.stem) % 10 == 0)[:3] == [10, 20, 30]
-    for step in (10, 20, 30, *((31, 40) if accumulate == 1 else ())):
-        again = Keep(tmp_path / f"again{step}")
-        folder = tmp_path / f"from{step}"
-        resumed = fit(make_trainer, folder, str(keep.folder / f"{step}.ckpt"), [again], **options)
-        assert resumed.global_step == whole.global_step
-        assert again.batches == {s: b for s, b in keep.batches.items() if s >= step}, step
-        final = torch.load(folder / "last.ckpt", weights_only=True)
+def test_resume_from_any_checkpoint_repeats_batches_and_weights(reference, tmp_path):
+    options, record = reference
+    end = load(record.folder / "last.ckpt")
+    steps = {int(path.stem) for path in record.folder.glob("[0-9]*.ckpt")}
+    assert steps == {3, 6, 8, 9, 12, 15}  # 8 is the end of the first epoch
+    for step in (6, 8) if "num_workers" in options else (3, 6, 8, 12):
+        again = Record(tmp_path / str(step))
+        resumed = fit(again.folder, record.folder / f"{step}.ckpt", [again], **options)
+        assert resumed.global_step == 16
+        assert again.batches == {key: batch for key, batch in record.batches.items() if key[0] >= step}, step
+        final = load(again.folder / "last.ckpt")
         assert [d for key in STATES for d in differences(end[key], final[key], key)] == [], step
-
-
-def test_a_run_that_was_killed_after_its_last_step_keeps_the_weights_beside_the_averages(make_trainer, tmp_path):
-    fit(make_trainer, tmp_path)
-    before = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    fit(make_trainer, tmp_path, ckpt_path=str(tmp_path / "last.ckpt"))
-    after = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert [d for key in STATES for d in differences(before[key], after[key], key)] == []
-    assert differences(after["state_dict"], after["current_model_state"]) != []
-
-
-@pytest.mark.parametrize("limit_val_batches", [0, 1])
-def test_an_epoch_that_is_not_the_best_is_still_the_last(make_trainer, tmp_path, limit_val_batches):
-    class Worse(checkpointing.Callback):
-        def on_validation_epoch_end(self, trainer, pl_module):
-            pl_module.log("val/acc", float(-trainer.current_epoch))
-
-    options = {"limit_val_batches": limit_val_batches, "limit_train_batches": 3, "max_epochs": 3}
-    (tmp_path / "whole").mkdir()
-    whole = fit(make_trainer, tmp_path / "whole", callbacks=[Worse(), Keep(tmp_path / "whole" / "kept")], **options)
-    last = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)
-    assert last["global_step"] == whole.global_step == 9
-    if limit_val_batches:
-        assert torch.load(tmp_path / "whole" / "best.ckpt", weights_only=True)["global_step"] == 3
-    # from the end of the second epoch
-    resumed = fit(make_trainer, tmp_path / "rest", str(tmp_path / "whole" / "kept" / "6.ckpt"), [Worse()], **options)
-    assert resumed.global_step == 9
-    final = torch.load(tmp_path / "rest" / "last.ckpt", weights_only=True)
-    assert [d for key in STATES[:4] for d in differences(last[key], final[key], key)] == []
-
-
-def test_minutes_write_the_last_checkpoint_within_an_epoch(make_trainer, tmp_path, monkeypatch):
-    clock, written = iter(range(0, 100000, 25)), []  # every look at it is 25 s later
-    monkeypatch.setattr(checkpointing.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(Checkpoint, "_write_last", lambda self, trainer: written.append(trainer.global_step))
-    callback = Checkpoint(dirpath=str(tmp_path), every_n_minutes=2)
-    callback._written_at = 0
-    trainer = make_trainer(callbacks=[callback], enable_checkpointing=True, limit_val_batches=0, max_steps=8)
-    backbone = SwinTransformer(embed_dim=8, depths=(1,), num_heads=(1,), num_classes=0)
-    trainer.fit(SwinClassifier(backbone, 10), datamodule=Digits(num_workers=0, batch_size=40))
-    assert written[0] in (5, 6)  # 120 s are over
-
-
-@pytest.mark.parametrize("option", [{"every_n_train_steps": -1}, {"every_n_minutes": -0.5}])
-def test_intervals_below_zero_are_refused(option):
-    ((name, value),) = option.items()
-    with pytest.raises(ValueError, match=f"checkpoint.{name} {value} must be at least 0"):
-        Checkpoint(**option)
-
-
-def test_an_error_in_the_middle_of_a_step_keeps_the_checkpoint_before_it(make_trainer, tmp_path):
-    class Fail(checkpointing.Callback):
-        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            if trainer.global_step == 12:
-                raise RuntimeError("in the middle")
-
-    with pytest.raises(RuntimeError, match="in the middle"):
-        fit(make_trainer, tmp_path, callbacks=[Fail()])
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 10
-
-
-def test_ctrl_c_waits_for_the_end_of_the_step(make_trainer, tmp_path):
-    import os
-    import signal
-
-    class Press(checkpointing.Callback):
-        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            if trainer.global_step == 12:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(SystemExit):
-        fit(make_trainer, tmp_path, callbacks=[Press()])
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 13
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_run_that_is_killed_30_times_ends_with_the_same_weights(tmp_path):
+def test_run_killed_30_times_ends_with_the_same_weights(tmp_path):
     counts, steps, different = compare(write_parquet(tmp_path / "data", 2112), kills=30, epochs=6)
     assert different == []
     assert steps == 64 * 6
     assert sum(counts.values()) == 30 and min(counts.values()) >= 5
 
 
+def test_resuming_a_finished_run_keeps_raw_and_averaged_weights(tmp_path):
+    fit(tmp_path, max_epochs=1)
+    before = load(tmp_path / "last.ckpt")
+    fit(tmp_path, tmp_path / "last.ckpt", max_epochs=1)
+    after = load(tmp_path / "last.ckpt")
+    assert [d for key in STATES for d in differences(before[key], after[key], key)] == []
+    assert differences(after["state_dict"], after["current_model_state"]) != []
+
+
+# a small module, for what does not depend on the network
+
+
+class Scores(LightningModule):
+    """Logs given values as val/acc, one per epoch, and draws a dropout mask per step. Four batches per epoch."""
+
+    def __init__(self, scores=(), metric="val/acc", hook="validation_step", batches=4):
+        super().__init__()
+        self.layer, self.dropout = torch.nn.Linear(4, 1), torch.nn.Dropout(0.5)
+        self.scores, self.metric, self.hook, self.batches = scores, metric, hook, batches
+
+    def forward(self, batch):
+        return self.layer(self.dropout(batch["image"][:, 0, 14:18, 14]))
+
+    def training_step(self, batch, batch_idx):
+        return self(batch).square().mean()
+
+    def log_score(self, hook):
+        if hook == self.hook and self.scores:
+            self.log(self.metric, self.scores[self.current_epoch])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self(batch).square().mean(), batch_size=len(batch["image"]))
+        self.log_score("validation_step")
+
+    def on_validation_epoch_end(self):
+        self.log_score("on_validation_epoch_end")
+
+    def on_train_epoch_end(self):
+        self.log_score("on_train_epoch_end")
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.1)
+
+
+def fit_scores(folder, module, ckpt_path=None, callbacks=(), **options):
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    data = Digits(num_workers=0, batch_size=16, eval_batch_size=8)
+    limits = {"limit_train_batches": module.batches, "limit_val_batches": 2}
+    result = trainer(folder, [PerStepSeed(), *callbacks], **limits | options)
+    result.fit(module, datamodule=data, ckpt_path=ckpt_path and str(ckpt_path), weights_only=True)
+    return result
+
+
+def test_resume_keeps_best_checkpoint_best_metric_and_patience(tmp_path):
+    scores = [0.1, 0.9, 0.5, 0.6, 0.7]
+
+    def run(folder, epochs, ckpt_path=None):
+        callbacks = [BestMetric(), EarlyStopping(patience=3)]
+        logger = CSVLogger(str(folder))
+        return fit_scores(folder, Scores(scores), ckpt_path, callbacks, max_epochs=epochs, logger=logger)
+
+    run(tmp_path, 2)
+    resumed = run(tmp_path, 9, tmp_path / "last.ckpt")
+    best = load(tmp_path / "best.ckpt")
+    assert (best["epoch"], best["global_step"]) == (1, 8)
+    assert resumed.checkpoint_callback.best_model_score == pytest.approx(0.9)
+    assert resumed.global_step == 5 * 4  # stopped after three epochs without improvement
+    assert metrics(tmp_path, "val/acc_best") == pytest.approx([0.1, 0.9, 0.9, 0.9, 0.9])
+
+
+def test_resumed_run_logs_at_the_same_steps(tmp_path):
+    def run(folder, ckpt_path=None, callbacks=()):
+        options = {"logger": CSVLogger(str(folder)), "log_every_n_steps": 3, "accumulate_grad_batches": 2}
+        options |= {"max_epochs": 3, "checkpoint": {"every_n_train_steps": 2}}
+        return fit_scores(folder, Scores([1.0] * 3, batches=7), ckpt_path, [TrainingMonitor(), *callbacks], **options)
+
+    def rows(folder, name):
+        steps, values = metrics(folder, "step"), metrics(folder, name)
+        assert len(values) == 4  # of 12 optimizer steps, every third
+        return values, steps
+
+    run(tmp_path / "whole")
+    for step in (2, 5, 8):
+        folder = tmp_path / str(step)
+        with pytest.raises(SystemExit):
+            run(folder, callbacks=[InterruptAtStep(step)])
+        run(folder, folder / "last.ckpt")
+        for name in ("train/grad_norm", "train/lr"):
+            assert rows(folder, name) == rows(tmp_path / "whole", name)
+        rows(folder, "train/images_per_s")
+
+
+class InterruptAtStep(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
+
+
 class InterruptAt(Callback):
     """Ctrl-C when a hook is called the second time."""
 
-    def __init__(self, hook="on_train_epoch_start"):
+    def __init__(self, hook):
         self.calls = 0
         setattr(self, hook, self.count)
 
@@ -211,42 +273,209 @@ class InterruptAt(Callback):
             raise KeyboardInterrupt
 
 
+HOOKS = [
+    *("on_train_epoch_start", "on_train_batch_start", "on_validation_start", "on_validation_batch_start"),
+    *("on_validation_batch_end", "on_validation_epoch_end", "on_validation_end", "on_train_epoch_end"),
+]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return fit_scores(folder, Scores([0.1, 0.4, 0.3, 0.2]), callbacks=[EMA(0.9)], max_epochs=4), folder
+
+
 @pytest.mark.parametrize("every_n_epochs", [1, 3])
-@pytest.mark.parametrize(
-    "hook",
-    [
-        "on_train_epoch_start",
-        "on_train_batch_start",
-        "on_validation_batch_end",
-        "on_validation_end",
-        "on_train_epoch_end",
-    ],
-)
-def test_an_interruption_at_any_place_between_steps_loses_and_repeats_none(hook, every_n_epochs):
-    args = ["fit", "-c", DIGITS, "--trainer.max_epochs=4", "--data.batch_size=320", "--test_after_fit=false",
-            f"--checkpoint.every_n_epochs={every_n_epochs}"]  # fmt: skip
-    whole = main([*args, "--experiment=whole"])
-    callback = ["--trainer.callbacks+=tests.test_checkpointing.InterruptAt", f"--trainer.callbacks.hook={hook}"]
+@pytest.mark.parametrize("hook", HOOKS)
+def test_interruption_between_steps_loses_and_repeats_nothing(hook, every_n_epochs, uninterrupted, tmp_path):
+    whole, whole_folder = uninterrupted
+    options = {"max_epochs": 4, "checkpoint": {"every_n_epochs": every_n_epochs}}
     with pytest.raises(SystemExit):
-        main([*args, *callback])
-    resumed = main([*args, "--ckpt_path=last"])
-    assert resumed.trainer.global_step == whole.trainer.global_step == 4 * 3
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
+        fit_scores(tmp_path, Scores([0.1, 0.4, 0.3, 0.2]), None, [EMA(0.9), InterruptAt(hook)], **options)
+    resumed = fit_scores(tmp_path, Scores([0.1, 0.4, 0.3, 0.2]), tmp_path / "last.ckpt", [EMA(0.9)], **options)
+    assert resumed.global_step == whole.global_step == 16
+    assert resumed.current_epoch == whole.current_epoch == 4
+    expected, final = load(whole_folder / "last.ckpt"), load(tmp_path / "last.ckpt")
+    assert [d for key in STATES for d in differences(expected[key], final[key], key)] == []
+    assert resumed.callback_metrics == whole.callback_metrics
+    if every_n_epochs == 1 and hook != "on_train_epoch_end":
+        assert load(tmp_path / "best.ckpt")["global_step"] == 8
 
 
-def test_averages_start_with_the_first_step_and_follow_by_the_decay(make_trainer):
+def test_ctrl_c_waits_for_the_end_of_the_step(tmp_path):
+    class Press(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            if trainer.global_step == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit):
+        fit_scores(tmp_path, Scores([1.0] * 2), None, [Press()])
+    assert load(tmp_path / "last.ckpt")["global_step"] == 6
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_waits_for_all_accumulated_batches(tmp_path):
+    class Press(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 1 and trainer.current_epoch == 1:  # the second of two batches of the third step
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SystemExit):
+        fit_scores(tmp_path, Scores([1.0] * 2), None, [Press()], accumulate_grad_batches=2)
+    assert load(tmp_path / "last.ckpt")["global_step"] == 3
+
+
+def test_error_within_a_step_keeps_the_checkpoint_before_it(tmp_path):
+    class Fail(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            if trainer.global_step == 6:
+                raise RuntimeError("within the step")
+
+    with pytest.raises(RuntimeError, match="within the step"):
+        fit_scores(tmp_path, Scores([1.0] * 2), None, [Fail()], checkpoint={"every_n_train_steps": 5})
+    assert load(tmp_path / "last.ckpt")["global_step"] == 5
+
+
+# which checkpoints are written, and when
+
+
+class LastSteps(Callback):
+    """The step of last.ckpt as found at the start of every batch and at the end of training."""
+
+    def __init__(self, folder):
+        self.path, self.steps = Path(folder) / "last.ckpt", []
+
+    def on_train_batch_start(self, *_):
+        step = load(self.path)["global_step"] if self.path.is_file() else None
+        if step is not None and step not in self.steps:
+            self.steps.append(step)
+
+    def teardown(self, *_, **__):
+        self.on_train_batch_start()
+
+
+@pytest.mark.parametrize(("options", "last_steps", "best_step"), [
+    ({}, [4, 8, 12, 16], 4),
+    ({"limit_val_batches": 0}, [4, 8, 12, 16], None),
+    ({"checkpoint": {"every_n_epochs": 3}}, [12, 16], 12),  # and at the end of training
+    ({"checkpoint": {"every_n_train_steps": 3}}, [3, 4, 6, 8, 9, 12, 15, 16], 4),
+    ({"checkpoint": {"every_n_epochs": 9, "every_n_train_steps": 5}}, [5, 10, 15, 16], None),
+    ({"checkpoint": {"every_n_epochs": 9}, "max_epochs": -1, "max_steps": 6}, [6], None),
+    ({"val_check_interval": 0.5}, [2, 4, 6, 8, 10, 12, 14, 16], 2),
+    ({"check_val_every_n_epoch": 2}, [4, 8, 12, 16], 8),
+])  # fmt: skip
+def test_checkpoints_are_written_when_due(tmp_path, options, last_steps, best_step):
+    last = LastSteps(tmp_path)
+    fit_scores(tmp_path, Scores([0.4, 0.3, 0.2, 0.1]), None, [last], **{"max_epochs": 4} | options)
+    assert last.steps == last_steps
+    best = tmp_path / "best.ckpt"
+    assert (load(best)["global_step"] if best.is_file() else None) == best_step
+
+
+def test_last_checkpoint_is_written_every_n_minutes(tmp_path, monkeypatch):
+    clock, last = SimpleNamespace(now=0), LastSteps(tmp_path)
+    monkeypatch.setattr(checkpointing, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    class Tick(Callback):
+        def on_train_batch_start(self, *_):
+            clock.now += 25  # seconds
+
+    options = {"limit_val_batches": 0, "max_epochs": 1, "checkpoint": {"every_n_minutes": 1}}
+    fit_scores(tmp_path, Scores(batches=8), None, [Tick(), last], **options)
+    assert last.steps == [3, 6, 8]
+
+
+@pytest.mark.parametrize("option", [{"every_n_train_steps": -1}, {"every_n_minutes": -0.5}])
+def test_negative_intervals_are_rejected(option):
+    ((name, value),) = option.items()
+    with pytest.raises(UserError, match=f"checkpoint.{name} {value} must be at least 0"):
+        Checkpoint(**option)
+
+
+def test_last_checkpoint_works_alone(tmp_path, make_trainer):
+    options = {"enable_checkpointing": True, "default_root_dir": str(tmp_path), "limit_train_batches": 4}
+    make_trainer(callbacks=[LastCheckpoint()], **options).fit(Scores(), Digits(num_workers=0, batch_size=16))
+    assert load(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 4
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_monitor_that_is_not_logged_is_reported_once(tmp_path, caplog, validates):
+    with caplog.at_level(logging.WARNING, "swin_lightning"):
+        result = fit_scores(tmp_path, Scores(), limit_val_batches=1.0 if validates else 0)
+    logged = "val/loss" if validates else "nothing"
+    assert [record.message for record in caplog.records if record.name.startswith("swin_lightning")] == [
+        f"checkpoint.monitor val/acc is not logged by Scores; best.ckpt is not written. Logged: {logged}"
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    assert load(tmp_path / "last.ckpt")["global_step"] == result.global_step == 8
+    assert result.checkpoint_callback.best_model_path == ""
+
+
+def test_without_a_best_checkpoint_the_last_weights_are_tested():
+    cli = main(["fit", "-c", DIGITS, *SHORT, "--checkpoint.monitor=val/f1", "--trainer.limit_test_batches=1"])
+    assert [path.name for path in cli.run.checkpoints.iterdir()] == ["last.ckpt"]
+    args = ["--ckpt_path=last", "--checkpoint.monitor=val/f1", "--trainer.limit_test_batches=1"]
+    tested = main(["test", "-c", DIGITS, *args])
+    assert metrics(cli.run_dir, "test/loss") == metrics(tested.run_dir, "test/loss")
+
+
+def test_best_value_of_the_monitor_is_logged():
+    cli = main(["fit", "-c", DIGITS, *SHORT, "--checkpoint.monitor=val/loss", "--checkpoint.mode=min"])
+    assert metrics(cli.run_dir, "val/loss_best") == metrics(cli.run_dir, "val/loss")
+    assert metrics(cli.run_dir, "val/acc_best") == metrics(cli.run_dir, "val/acc")
+
+
+@pytest.mark.parametrize("hook", ["validation_step", "on_validation_epoch_end", "on_train_epoch_end"])
+def test_monitor_may_be_logged_in_any_hook(tmp_path, caplog, hook):
+    checkpoint = {"monitor": "val/error", "mode": "min"}
+    with caplog.at_level(logging.WARNING, "swin_lightning"):
+        fit_scores(tmp_path, Scores([0.5, 0.2, 0.3], "val/error", hook), max_epochs=3, checkpoint=checkpoint)
+    assert load(tmp_path / "best.ckpt")["epoch"] == 1
+    assert not [record for record in caplog.records if record.name.startswith("swin_lightning")]
+
+
+# averaged weights
+
+
+def test_ema_starts_with_the_first_step_and_follows_by_its_decay(tmp_path):
     ema, seen = EMA(0.75), []
 
-    class Record(Callback):
+    class Weights(Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):  # before the averages follow
-            seen.append(pl_module.head.bias.detach().clone())
+            seen.append(pl_module.layer.weight.detach().clone())
 
-    limits = {"limit_train_batches": 5, "limit_val_batches": 0, "accumulate_grad_batches": 2}
-    trainer = make_trainer(callbacks=[Record(), ema], **limits)
-    backbone = SwinTransformer(patch_size=4, embed_dim=8, depths=(1,), num_heads=(1,), window_size=4)
-    trainer.fit(SwinClassifier(backbone, 10), Digits(batch_size=8, num_workers=0))
-    first, second, third = seen[1], seen[3], seen[4]  # the epoch's end makes a step of one batch
+    module = Scores(batches=5)
+    fit_scores(tmp_path, module, None, [Weights(), ema], max_epochs=1, accumulate_grad_batches=2, limit_val_batches=0)
+    first, second, third = seen[1], seen[3], seen[4]  # the last step of an epoch has one batch
     expected = 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third
-    torch.testing.assert_close(ema._average_model.module.head.bias, expected)
-    assert int(ema._average_model.n_averaged) == 3 and not torch.equal(first, second)
+    torch.testing.assert_close(load(tmp_path / "last.ckpt")["state_dict"]["layer.weight"], expected)
+    torch.testing.assert_close(module.layer.weight.detach(), expected)  # after training
+    assert int(load(tmp_path / "last.ckpt")["averaging_state"]["n_averaged"]) == 3 and not torch.equal(first, second)
+
+
+def test_ema_copies_buffers_and_is_used_in_validation_only(tmp_path):
+    class Normalised(Scores):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.weights = torch.nn.BatchNorm2d(3), {"train": [], "val": []}
+
+        def forward(self, batch):
+            self.weights["train" if self.training else "val"].append(self.layer.weight.detach().clone())
+            return super().forward({"image": self.norm(batch["image"])})
+
+        def on_validation_epoch_end(self):
+            assert not self.norm.training and self.norm.num_batches_tracked == 4 * (self.current_epoch + 1)
+
+    module = Normalised()
+    fit_scores(tmp_path, module, None, [EMA(0.5)])
+    saved = load(tmp_path / "last.ckpt")
+    for name in ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked"):
+        assert torch.equal(saved["state_dict"][name], saved["current_model_state"][name]), name
+    assert saved["state_dict"]["norm.num_batches_tracked"] == 8
+    _, first, *others, after_validation = module.weights["train"][:5]  # weights before each step
+    average = first
+    for weight in [*others, after_validation]:
+        average = 0.5 * average + 0.5 * weight
+    torch.testing.assert_close(module.weights["val"][0], average)
+    assert not torch.equal(after_validation, average)

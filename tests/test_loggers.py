@@ -1,46 +1,156 @@
-"""Weights & Biases without account or network, and the CSV file."""
+"""metrics.csv, Weights & Biases without account and network, and loggers of other packages in the run folder."""
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 
 from swin_lightning.cli import main
-from swin_lightning.loggers import CSVLogger, WandbLogger
+from swin_lightning.loggers import CSVLogger, WandbLogger, read_offline_run
+from swin_lightning.runs import RunFolder
 from tests.support.cli import DIGITS, SHORT, environment, metrics
 
-
-def inspect(run_dir, *options):
-    """What an offline run holds, read from its transaction log by wandb's own command."""
-    (folder,) = run_dir.glob("wandb/offline-run-*")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(folder)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+# metrics.csv
 
 
-def test_without_an_account_the_run_goes_on_offline_and_says_how_to_send_it(tmp_path):
-    env = {k: v for k, v in environment().items() if not k.startswith("WANDB")} | {"HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "swin_lightning", "fit", "-c", DIGITS, *SHORT]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+def rows(folder):
+    with (Path(folder) / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def log(logger, *logged):
+    for step, values in enumerate(logged):
+        logger.log_metrics(values, step)
+        logger.save()
+
+
+def test_csv_has_the_same_content_as_lightnings(tmp_path):
+    logged = [{"b": 1.0}, {"b": torch.tensor(0.1), "epoch": 0}, {"a": 2.5, "epoch": 1}, {"c": float("nan")}, {"b": 3}]
+    log(CSVLogger(str(tmp_path / "ours")), *logged)
+    log(LightningCSVLogger(str(tmp_path / "lightning"), name="", version=""), *logged)
+    ours, lightnings = (tmp_path / name / "metrics.csv" for name in ("ours", "lightning"))
+    assert ours.read_bytes() == lightnings.read_bytes()
+
+
+def test_resumed_run_appends_to_the_csv(tmp_path):
+    for values in ({"a": 1.0}, {"a": 2.0, "b": 3.0}, {"a": 4.0}):
+        log(CSVLogger(str(tmp_path)), values)
+    assert [(row["a"], row["b"]) for row in rows(tmp_path)] == [("1.0", ""), ("2.0", "3.0"), ("4.0", "")]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_row_that_was_cut_off_does_not_damage_the_rows_after_it(tmp_path):
+    log(CSVLogger(str(tmp_path)), {"a": 1.0, "b": 2.0})
+    with (tmp_path / "metrics.csv").open("a", newline="") as file:
+        file.write("3.")  # killed during a write
+    log(CSVLogger(str(tmp_path)), {"a": 5.0, "b": 6.0})
+    assert [(row["a"], row["b"]) for row in rows(tmp_path)] == [("1.0", "2.0"), ("3.", ""), ("5.0", "6.0")]
+
+
+def test_csv_is_written_at_the_flush_interval_without_a_trainer(tmp_path):
+    logger = CSVLogger(str(tmp_path), flush_logs_every_n_steps=3)
+    for step in range(5):
+        logger.log_metrics({"a": step}, step)
+    assert [row["a"] for row in rows(tmp_path)] == ["0", "1", "2"]
+    logger.finalize("success")
+    assert [row["a"] for row in rows(tmp_path)] == ["0", "1", "2", "3", "4"]
+
+
+# loggers of the configuration
+
+
+class RequiredFolder(LightningCSVLogger):
+    """A user's logger whose arguments are passed on by **kwargs."""
+
+    def __init__(self, label: str = "x", **kwargs):
+        super().__init__(**kwargs)
+        self.label = label
+
+
+def test_every_logger_gets_the_run_folder_unless_it_names_another(tmp_path):
+    overlay = tmp_path / "loggers.yaml"
+    overlay.write_text(
+        "trainer:\n  logger+:\n"
+        "    - class_path: lightning.pytorch.loggers.CSVLogger\n"
+        "    - class_path: lightning.pytorch.loggers.CSVLogger\n      init_args: {save_dir: null, name: second}\n"
+        "    - class_path: tests.test_loggers.RequiredFolder\n      init_args: {name: third, label: y}\n"
+        "    - class_path: lightning.pytorch.loggers.CSVLogger\n      init_args: {save_dir: elsewhere, name: fourth}\n"
+    )
+    cli = main(["fit", "-c", DIGITS, "-c", str(overlay), *SHORT, "--test_after_fit=false"])
+    folders = [cli.run_dir / "lightning_logs", cli.run_dir / "second", cli.run_dir / "third", Path("elsewhere/fourth")]
+    for folder in folders:
+        logged = [row["train/loss"] for row in rows(folder / "version_0") if row["train/loss"]]
+        assert len(logged) == 3, folder
+        hparams = (folder / "version_0" / "hparams.yaml").read_text()
+        assert "model.lr: 0.002" in hparams and "data.batch_size: 32" in hparams  # the options of the command line
+    again = main(["fit", "-c", str(cli.run_dir / "config.yaml"), "--trainer.fast_dev_run=true"])
+    assert [logger.init_args.save_dir for logger in again.config.fit.trainer.logger[2:5]] == [str(again.run_dir)] * 3
+
+
+def test_a_single_logger_gets_the_run_folder():
+    args = ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.name=single"]
+    cli = main(["fit", "-c", DIGITS, *SHORT, "--test_after_fit=false", *args])
+    assert len(metrics(cli.run_dir / "single" / "version_0", "train/loss")) == 3
+    assert not (cli.run_dir / "metrics.csv").exists()
+
+
+# Weights & Biases
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory):
+    """A run in a process without an account: its run folder and its output. Imports do not import wandb."""
+    folder = tmp_path_factory.mktemp("offline")
+    env = {k: v for k, v in environment().items() if not k.startswith("WANDB")} | {"HOME": str(folder)}
+    code = "import sys, swin_lightning.cli as cli; assert 'wandb' not in sys.modules; cli.main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "fit", "-c", DIGITS, *SHORT, "--model.lr=0.003"]
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if "wandb sync" in line]
-    folder = Path(line.split("wandb sync ")[1])
+    (run,) = (folder / "runs" / "digits_swin_micro").iterdir()
+    return RunFolder(run), done.stdout
+
+
+def test_run_without_an_account_is_offline_and_says_how_to_upload_it(offline):
+    run, output = offline
+    (line,) = [line for line in output.splitlines() if "wandb sync" in line]
+    (folder,) = (run.path / "wandb").glob("offline-run-*")
+    assert (run.path.parents[2] / line.split("wandb sync ")[1]).samefile(folder)
     assert list(folder.glob("run-*.wandb"))
 
 
-def test_a_server_that_does_not_answer_ends_in_an_offline_run(monkeypatch, capsys):
+def test_what_is_sent_to_wandb(offline):
+    run, _ = offline
+    (folder,) = (run.path / "wandb").glob("offline-run-*")
+    assert folder.name.rsplit("-", 1)[-1] == run.id
+    sent = read_offline_run(folder)
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--summary", str(folder)]
+    printed = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
+    summary = json.loads(printed)["summary"]
+    assert {"train/loss", "train/lr", "train/grad_norm", "train/images_per_s", "val/acc", "val/acc_best", "test/acc",
+            "test/predictions", "test/confusion_matrix_table"} <= set(summary)  # fmt: skip
+    assert summary["val/acc_best"] == pytest.approx(metrics(run.path, "val/acc_best")[-1])
+    for name in ("train/loss", "val/acc_best"):
+        assert [row[name] for row in sent.rows if name in row] == pytest.approx(metrics(run.path, name))
+    assert sent.name == run.name == f"digits_swin_micro/{run.path.name}"
+    assert (sent.config["model.lr"], sent.config["data.batch_size"]) == (0.003, 32)  # by the options' names
+    assert "lr" not in sent.config and "batch_size" not in sent.config
+    (table,) = folder.glob("files/media/table/test/predictions*.json")
+    shown = json.loads(table.read_text(encoding="utf-8"))
+    assert shown["columns"] == ["image", "label", "prediction", "probability"] and len(shown["data"]) == 32
+
+
+def test_run_goes_offline_if_the_server_does_not_respond(monkeypatch, capsys):
     import wandb
 
-    calls = []
-    init = wandb.init
+    modes, init = [], wandb.init
 
     def unreachable(**kwargs):
-        calls.append(kwargs["mode"])
+        modes.append(kwargs["mode"])
         if kwargs["mode"] == "online":
             raise wandb.errors.CommError("no route")
         return init(**kwargs)
@@ -49,41 +159,18 @@ def test_a_server_that_does_not_answer_ends_in_an_offline_run(monkeypatch, capsy
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     cli = main(["fit", "-c", DIGITS, *SHORT])
-    assert calls == ["online", "offline"]
-    assert "W&B: the server does not answer (no route); going on offline" in capsys.readouterr().err
+    assert modes == ["online", "offline"]
+    assert "W&B: the server does not respond (no route); logging offline" in capsys.readouterr().err
     assert cli.trainer.global_step == 3
 
 
-def test_what_is_sent(monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    cli = main(["fit", "-c", DIGITS, *SHORT, "--model.lr=0.003"])
-    sent = json.loads(inspect(cli.run_dir, "--summary"))
-    assert {"train/loss", "train/lr", "train/grad_norm", "train/images_per_s", "val/acc", "val/acc_best", "test/acc",
-            "test/predictions", "test/confusion_matrix_table"} <= set(sent["summary"])  # fmt: skip
-    assert sent["summary"]["val/acc_best"] == pytest.approx(metrics(cli.run_dir, "val/acc_best")[-1])
-    config = sent["config"]  # under the command line's keys, once each
-    assert (config["model.lr"], config["data.batch_size"]) == (0.003, 32)
-    assert "lr" not in config and "batch_size" not in config
-    (table,) = cli.run_dir.glob("wandb/offline-run-*/files/media/table/test/predictions*.json")
-    rows = json.loads(table.read_text())
-    assert rows["columns"] == ["image", "label", "prediction", "probability"] and len(rows["data"]) == 32
+def test_wandb_run_has_the_id_of_the_run_folder():
+    assert WandbLogger(save_dir="runs/digits/20260101-000000-0a1b2c3d").version == "0a1b2c3d"
+    assert WandbLogger().version is None
 
 
-def test_metrics_csv_grows_when_a_run_is_resumed(tmp_path):
-    for step, values in enumerate([{"a": 1.0}, {"a": 2.0, "b": 3.0}]):
-        logger = CSVLogger(str(tmp_path))
-        logger.log_metrics(values, step)
-        logger.save()
-    with (tmp_path / "metrics.csv").open() as file:
-        assert [(row["a"], row["b"]) for row in csv.DictReader(file)] == [("1.0", ""), ("2.0", "3.0")]
+def test_wandb_logger_continues_a_run_that_the_caller_has_started():
+    import wandb
 
-
-def test_the_runs_id_is_the_end_of_its_folders_name():
-    logger = WandbLogger(save_dir="runs/digits/20260101-000000-0a1b2c3d")
-    assert logger.version == "0a1b2c3d"
-    assert logger._wandb_init["name"] == "digits/20260101-000000-0a1b2c3d"
-
-
-def test_importing_does_not_import_wandb():
-    code = "import sys, swin_lightning, swin_lightning.cli; assert 'wandb' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment()}, check=True)
+    with wandb.init(mode="disabled", id="mine") as run:
+        assert WandbLogger(save_dir="runs/digits/20260101-000000-0a1b2c3d").experiment is run

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from swin_lightning.callbacks import PredictionWriter
 from swin_lightning.data import Digits, ImageDataModule, ImageFolder
 from swin_lightning.data.readers import ArrayReader
 from swin_lightning.errors import UserError
+from swin_lightning.prediction_callbacks import PredictionWriter
 from swin_lightning.runs import RunFolder
 from swin_lightning.tasks.classification import SwinClassifier
 from tests.support.images import PLAIN, Recorder, write_image

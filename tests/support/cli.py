@@ -4,7 +4,6 @@ import csv
 import multiprocessing
 import os
 import sys
-import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -27,18 +26,22 @@ def metrics(run_dir, name):
 
 
 def start(*args, log):
-    """Start the command line in a forked process, which has all imports already; its output goes to a file."""
+    """Start the command line in a process whose output goes to a file.
 
-    def target():
-        sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115  closed at exit
-        sys.argv = ["swin-lightning", *args]
-        console()
+    It is forked from a server process that has imported everything, since a test process has threads.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["swin_lightning.cli"])
+    Path(log).touch()
+    process = context.Process(target=_console, args=(args, os.getcwd(), log))
+    process.start()
+    return process
 
+
+def _console(args, folder, log):
     from swin_lightning.__main__ import console
 
-    Path(log).touch()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads; those of the test runner are idle
-        process = multiprocessing.get_context("fork").Process(target=target)
-        process.start()
-    return process
+    os.chdir(folder)
+    sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115  closed at exit
+    sys.argv = ["swin-lightning", *args]
+    console()

@@ -1,6 +1,7 @@
-"""Kill a run again and again, and compare its end with that of an uninterrupted one: `python -m tests.support.kills --help`.
+"""Kill and resume a run many times, and compare its final state with an uninterrupted run.
 
-The runs are forked from a process that has imported everything, so that a start takes a second.
+`python -m tests.support.kills --help`. The runs are forked from a process that has imported everything, so that a run
+starts within a second.
 """
 
 import argparse
@@ -19,7 +20,7 @@ PART, LAST = ".last.ckpt.part", "last.ckpt"
 
 
 def arguments(data, name, epochs):
-    """A small Swin with all that draws random numbers: stochastic depth, augmentation, mixing, erasing; and EMA."""
+    """A small Swin with stochastic depth, augmentation, mixup, CutMix, random erasing and EMA."""
     return [
         *("fit", "-c", str(EXPERIMENTS / "cifar10_swin_micro.yaml"), f"--experiment={name}"),
         *(f"--data.path={data}", "--data.val_size=64", "--data.batch_size=32", "--data.num_workers=2"),
@@ -36,7 +37,7 @@ def arguments(data, name, epochs):
 
 
 def start(args):
-    """Fork a run that does its work in a session of its own; its output goes to `log`."""
+    """Fork a run into its own session; its output goes to the file `log`."""
     pid = os.fork()
     if pid:
         return pid
@@ -57,7 +58,7 @@ def start(args):
 
 
 def run(args):
-    assert os.waitstatus_to_exitcode(os.waitpid(start(args), 0)[1]) == 0, Path("log").read_text()[-2000:]
+    assert os.waitstatus_to_exitcode(os.waitpid(start(args), 0)[1]) == 0, Path("log").read_text("utf-8")[-2000:]
 
 
 def checkpoint(name):
@@ -66,18 +67,18 @@ def checkpoint(name):
 
 
 def kill_and_resume(args, name, kills, rng):
-    """Run to the end in spite of so many SIGKILLs; every third while a checkpoint is written. Counts of both kinds."""
+    """Train to the end with `kills` SIGKILLs, every third during a checkpoint write. Returns both counts."""
     folder, counts = Path("runs", name), {"writing": 0, "anywhere": 0}
     while sum(counts.values()) < kills:
         resume = ["--ckpt_path=last"] if list(folder.glob(f"*/checkpoints/{LAST}")) else []
         before = {p: p.stat().st_mtime_ns for p in folder.glob(f"*/checkpoints/{LAST}")}
         pid, while_writing = start([*args, *resume]), sum(counts.values()) % 3 == 0
-        moment = None  # seconds to wait, once the run has written a checkpoint and has thereby got on
+        moment = None  # when to kill; set when the run has written a checkpoint and so made progress
         while True:
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
-                assert os.waitstatus_to_exitcode(status) == 0, Path("log").read_text()[-2000:]
-                return counts  # it has come to its end
+                assert os.waitstatus_to_exitcode(status) == 0, Path("log").read_text("utf-8")[-2000:]
+                return counts  # the run has finished
             new = {p: p.stat().st_mtime_ns for p in folder.glob(f"*/checkpoints/{LAST}")} != before
             if new and while_writing and list(folder.glob(f"*/checkpoints/{PART}")):
                 break
@@ -90,13 +91,13 @@ def kill_and_resume(args, name, kills, rng):
         os.waitpid(pid, 0)
         unfinished = bool(list(folder.glob(f"*/checkpoints/{PART}")))
         counts["writing" if unfinished else "anywhere"] += 1
-        checkpoint(name)  # can be read
+        checkpoint(name)  # readable
     run([*args, "--ckpt_path=last"])
     return counts
 
 
 def differences(a, b, name=""):
-    """Names of what is not the same to the last bit."""
+    """Names of the values that are not bitwise equal."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return [d for key in a for d in differences(a[key], b[key], f"{name}.{key}")]
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
@@ -109,7 +110,7 @@ STATES = ("state_dict", "current_model_state", "averaging_state", "optimizer_sta
 
 
 def compare(data, kills, epochs, seed=0):
-    """Both runs. The counts of kills, the last step, and what differs in the end."""
+    """Train with and without kills. Returns the counts of kills, the last step, and the names of what differs."""
     run(arguments(data, "whole", epochs))
     counts = kill_and_resume(arguments(data, "killed", epochs), "killed", kills, random.Random(seed))
     whole, killed = checkpoint("whole"), checkpoint("killed")
@@ -117,7 +118,7 @@ def compare(data, kills, epochs, seed=0):
 
 
 def write_parquet(folder, images, source=None):
-    """CIFAR-10's layout with so many images: noise, or the first ones of a folder that has it."""
+    """Write a data set in the layout of CIFAR-10: noise, or the first images of the folder `source`."""
     import datasets
     import numpy as np
     from PIL import Image
@@ -147,11 +148,11 @@ def write_parquet(folder, images, source=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--path", type=Path, help="a folder in the layout of CIFAR-10 on the hub; by default noise")
+    parser.add_argument("--path", type=Path, help="folder in the layout of CIFAR-10 on the Hub; noise by default")
     parser.add_argument("--images", type=int, default=2112)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--folder", type=Path, required=True, help="where to work; must not exist")
+    parser.add_argument("--folder", type=Path, required=True, help="working folder; must not exist")
     options = parser.parse_args()
     source = options.path and options.path.resolve()
     options.folder.mkdir(parents=True)
@@ -160,7 +161,7 @@ def main():
     os.environ |= {"WANDB_MODE": "disabled", "HF_DATASETS_CACHE": str(Path("cache").resolve())}
     data = write_parquet(Path("data"), options.images, source)
     counts, steps, different = compare(data, options.kills, options.epochs)
-    print(f"{steps} steps, killed {counts}; different in the end: {different or 'nothing'}")
+    print(f"{steps} steps, killed {counts}; differences at the end: {different or 'none'}")
     sys.exit(bool(different))
 
 

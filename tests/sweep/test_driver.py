@@ -149,11 +149,13 @@ def interrupted():
 def test_orphan_that_ignores_sigterm_is_killed(interrupted):
     with Path("0a1b2c3d.pid").open("w") as pid_file:
         lock_descriptor(pid_file.fileno())
-        command = ["sh", "-c", "trap '' TERM; exec sleep 600"]
-        orphan = subprocess.Popen(command, pass_fds=[pid_file.fileno()])
+        command = ["sh", "-c", "trap '' TERM; echo ready; exec sleep 600"]
+        orphan = subprocess.Popen(command, pass_fds=[pid_file.fileno()], stdout=subprocess.PIPE)
+        assert orphan.stdout.readline() == b"ready\n"
         pid_file.write(str(orphan.pid))
     (trial,) = drive(interrupted)
     assert trial.state == "finished" and orphan.wait(10) == -signal.SIGKILL
+    orphan.stdout.close()
 
 
 def test_pid_of_another_process_is_ignored(interrupted):

@@ -1,0 +1,125 @@
+"""Configuration: finding experiments, merging, flattening, and messages of the parser."""
+
+from pathlib import Path
+
+import pytest
+from lightning import LightningModule
+from torch import nn
+
+from swin_lightning.config import (
+    explain,
+    find_experiment,
+    flatten,
+    init_parameters,
+    installed_experiments,
+    instantiate,
+    load,
+    load_file,
+    resolve_experiments,
+)
+from swin_lightning.data import Digits, ImageDataModule
+from swin_lightning.errors import UserError
+from swin_lightning.tasks import SwinClassifier
+
+
+def test_experiment_by_name_prefers_the_working_directory():
+    installed = installed_experiments()
+    assert find_experiment("digits_swin_micro") == installed / "digits_swin_micro.yaml"
+    assert find_experiment("hardware/cpu") == installed / "hardware" / "cpu.yaml"
+    assert find_experiment("experiments/digits_swin_micro.yaml") == installed / "digits_swin_micro.yaml"
+    Path("experiments").mkdir()
+    own = Path("experiments/digits_swin_micro.yaml")
+    own.write_text("")
+    assert find_experiment("digits_swin_micro") == own
+    own = Path("digits_swin_micro.yaml")
+    own.write_text("")
+    assert find_experiment("digits_swin_micro") == own
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("digits_swin_macro", "did you mean digits_swin_micro?"), ("nothing/like/it.yaml", "no such file or experiment")],
+)
+def test_unknown_experiment(name, words):
+    with pytest.raises(UserError, match=f"-c {name}: no such file or experiment") as caught:
+        find_experiment(name)
+    assert words in str(caught.value)
+
+
+def test_only_values_of_config_options_are_resolved():
+    path = str(installed_experiments() / "digits_swin_micro.yaml")
+    arguments = ["-c", "digits_swin_micro", "--config=digits_swin_micro", "--experiment", "digits_swin_micro"]
+    assert resolve_experiments(arguments) == ["-c", path, f"--config={path}", "--experiment", "digits_swin_micro"]
+
+
+def test_layers_merge_in_order_and_short_forms_are_understood():
+    Path("short.yaml").write_text("model:\n  lr: 0.5\n  optimizer: torch.optim.SGD\n")
+    Path("long.yaml").write_text(
+        "model:\n  init_args:\n    weight_decay: 0.7\ndata:\n  init_args:\n    batch_size: 16\n"
+    )
+    config = load(["-c", "digits_swin_micro", "-c", "short.yaml", "-c", "long.yaml", "--model.optimizer.momentum=0.3"])
+    flat = flatten(config.as_dict())
+    assert flat["model.class_path"] == "swin_lightning.SwinClassifier"
+    assert (flat["model.lr"], flat["model.weight_decay"], flat["data.batch_size"]) == (0.5, 0.7, 16)
+    assert (flat["model.optimizer.class_path"], flat["model.optimizer.momentum"]) == ("torch.optim.SGD", 0.3)
+    assert flat["data.crop"] == "pad" and flat["trainer.gradient_clip_val"] == 5.0
+
+
+def test_model_without_class_path_is_a_swin_classifier():
+    Path("flat.yaml").write_text("model:\n  backbone: {class_path: tests.test_config.Flat}\n  lr: 0.1\n")
+    data, model = instantiate(load(["-c", "flat.yaml", "--data=Digits"]))
+    assert type(data) is Digits and type(model) is SwinClassifier
+    assert (model.lr, model.num_classes, model.class_names[3]) == (0.1, 10, "3")
+
+
+class Flat(nn.Module):
+    num_features = 3
+
+
+def test_new_model_class_keeps_no_arguments_of_the_old_one():
+    Path("own.yaml").write_text("model:\n  class_path: tests.test_config.Own\n  init_args: {width: 5}\n")
+    config = load(["-c", "digits_swin_micro", "-c", "own.yaml"])
+    assert config.model.init_args.as_dict() == {"width": 5}
+
+
+class Own(LightningModule):
+    def __init__(self, width: int = 3):
+        super().__init__()
+        self.width = width
+
+
+def test_seed_reaches_the_data_and_configuration_of_a_run_is_read_back():
+    config = load(["-c", "digits_swin_micro", "--seed_everything=7"])
+    assert config.data.init_args.seed == 7
+    Path("config.yaml").write_text("seed_everything: 3\nmodel:\n  class_path: tests.test_config.Own\ndata: null\n")
+    data, model = instantiate(load_file("config.yaml"))
+    assert data is None and model.width == 3
+
+
+def test_flatten_leaves_out_init_args():
+    tree = {
+        "model": {"class_path": "A", "init_args": {"lr": 1, "backbone": {"class_path": "B", "init_args": {"d": [1]}}}}
+    }
+    assert flatten(tree) == {
+        "model.class_path": "A", "model.lr": 1, "model.backbone.class_path": "B", "model.backbone.d": [1]
+    }  # fmt: skip
+
+
+def test_parameters_of_a_class_include_those_of_its_bases():
+    assert {"seed", "batch_size", "image_size"} <= set(init_parameters(Digits)) == set(init_parameters(ImageDataModule))
+    assert {"num_classes", "loss", "lr", "freeze"} <= set(init_parameters(SwinClassifier))
+    assert "task" not in init_parameters(SwinClassifier)
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ('Parser key "trainer.max_epochs":\n  Expected a <class \'int\'>. Got value: x',
+         "trainer.max_epochs: expected int, got x"),
+        ("unrecognized arguments: --model.lrr=3", "unknown option model.lrr; did you mean model.lr?"),
+        ("unrecognized arguments: --EPOCHS=3", "unknown option EPOCHS; see swin-lightning fit --help"),
+        ("unrecognized arguments: --Max_Epochs=3", "unknown option Max_Epochs; did you mean trainer.max_epochs?"),
+    ],
+)  # fmt: skip
+def test_messages_of_the_parser(message, line):
+    assert explain(message) == line

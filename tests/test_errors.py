@@ -1,0 +1,73 @@
+"""Errors by type: user mistakes in one line, everything else unchanged."""
+
+import subprocess
+import sys
+
+import pytest
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader, Dataset
+
+from swin_lightning.errors import CommandParser, UserError, summarize, user_error
+from tests.support.cli import DIGITS, environment
+
+
+def raised(error, cause=None):
+    try:
+        raise error from cause
+    except Exception as caught:
+        return caught
+
+
+def test_user_error_is_found_behind_the_exceptions_of_libraries():
+    mistake = UserError("data.path: no folder 'x'")
+    assert user_error(mistake) is mistake
+    assert user_error(raised(ValueError("wrapped"), raised(RuntimeError("wrapped"), mistake))) is mistake
+    assert str(user_error(MisconfigurationException("max_epochs\n  is wrong"))) == "max_epochs is wrong"
+
+
+@pytest.mark.parametrize(
+    "bug", [ValueError("zip() argument 2 is shorter"), AssertionError("x"), KeyError("x"), OSError()]
+)
+def test_other_exceptions_are_bugs(bug):
+    assert user_error(bug) is None
+    assert user_error(raised(bug, ValueError("a library's"))) is None
+
+
+class Corrupt(Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        raise UserError("image 'x.png' cannot be decoded")
+
+
+def test_user_error_keeps_its_type_and_message_in_loader_processes():
+    with pytest.raises(UserError) as caught:
+        next(iter(DataLoader(Corrupt(), num_workers=1)))
+    assert summarize(caught.value) == "image 'x.png' cannot be decoded"
+    assert str(user_error(caught.value)) == "image 'x.png' cannot be decoded"
+
+
+def test_command_parser_raises_user_errors():
+    parser = CommandParser("swin-lightning models")
+    with pytest.raises(
+        UserError, match="swin-lightning models: unrecognized arguments: --x; run swin-lightning models"
+    ):
+        parser.parse_args(["--x"])
+
+
+def test_console_shows_the_traceback_of_a_bug():
+    code = (
+        "import sys; sys.path.insert(0, '.'); sys.argv = ['swin-lightning', 'fit', '-c', sys.argv[1],"
+        " '--trainer.max_steps=1', '--trainer.callbacks+=bug.Buggy'];"
+        "from swin_lightning.__main__ import console; console()"
+    )
+    with open("bug.py", "w") as file:
+        file.write(
+            "from lightning import Callback\n\n\nclass Buggy(Callback):\n"
+            "    def on_train_start(self, trainer, pl_module):\n        list(zip([1], [], strict=True))\n"
+        )
+    done = subprocess.run([sys.executable, "-c", code, DIGITS], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr and "in on_train_start" in done.stderr
+    assert done.stderr.rstrip().splitlines()[-1].startswith("ValueError: zip() argument 2 is shorter")

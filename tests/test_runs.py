@@ -1,0 +1,84 @@
+"""Run folders: layout, names, and how they are found."""
+
+from pathlib import Path
+
+import pytest
+
+from swin_lightning.errors import UserError
+from swin_lightning.runs import RunFolder, find_checkpoint, runs_root
+
+
+def make_run(name, *files):
+    run = RunFolder(runs_root() / name)
+    for file in files:
+        path = run.path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    return run
+
+
+def test_new_run_has_experiment_time_and_id():
+    run = RunFolder.new("digits", "0a1b2c3d")
+    assert run.path.parent == Path("runs/digits") and run.id == "0a1b2c3d"
+    assert run.name == f"digits/{run.path.name}"
+    assert not run.path.exists()
+
+
+def test_root_can_be_moved(monkeypatch, tmp_path):
+    monkeypatch.setenv("SWIN_LIGHTNING_RUNS", str(tmp_path / "elsewhere"))
+    assert RunFolder.new("digits", "1").path.parent == tmp_path / "elsewhere" / "digits"
+
+
+def test_layout():
+    run = RunFolder(Path("runs/digits/20260101-000000-1"))
+    names = ("config", "best", "last", "metrics", "curves", "prediction_sheet", "predictions", "report")
+    assert [str(getattr(run, name).relative_to(run.path)) for name in names] == [
+        "config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv", "curves.png", "predictions.png",
+        "predictions.csv", "report.html",
+    ]  # fmt: skip
+
+
+def test_resumed_run_keeps_its_first_configuration():
+    run = make_run("digits/1-a")
+    assert run.next_config() == run.config
+    run = make_run("digits/1-a", "config.yaml")
+    assert run.next_config() == run.path / "config-2.yaml"
+
+
+def test_run_is_found_by_id_and_by_checkpoint():
+    first, second = (
+        make_run("digits/1-a", "config.yaml", "checkpoints/last.ckpt"),
+        make_run("digits/2-a", "config.yaml"),
+    )
+    make_run("digits/3-b", "config.yaml")
+    assert RunFolder.with_id("a") == second and RunFolder.with_id("c") is None
+    assert RunFolder.with_id("a", experiment="cifar10") is None
+    assert RunFolder.of_checkpoint(first.last) == first
+    Path("loose.ckpt").write_text("")
+    assert RunFolder.of_checkpoint("loose.ckpt") is None
+
+
+def test_checkpoint_of_the_newest_run_that_has_one():
+    first = make_run("digits/1-a", "checkpoints/last.ckpt", "checkpoints/best.ckpt")
+    second = make_run("digits/2-b", "checkpoints/last.ckpt")
+    assert find_checkpoint("digits", "last") == second.last and find_checkpoint("digits", "best") == first.best
+    assert (first.checkpoint(), second.checkpoint()) == (first.best, second.last)
+    with pytest.raises(UserError, match=r"--ckpt_path best: no run under runs/cifar10 has a checkpoints/best.ckpt"):
+        find_checkpoint("cifar10", "best")
+    with pytest.raises(UserError, match=r"has no checkpoints/best.ckpt and no checkpoints/last.ckpt"):
+        make_run("digits/3-c", "config.yaml").checkpoint()
+
+
+def test_folder_without_configuration_is_no_run():
+    with pytest.raises(UserError, match=r"'nowhere' is not a run folder: it has no config.yaml"):
+        RunFolder.open("nowhere")
+
+
+def test_metrics_and_configuration_are_read():
+    run = make_run("digits/1-a")
+    assert run.read_config() == {} and run.read_metrics() == []
+    run.path.mkdir(parents=True)
+    run.config.write_text("seed_everything: 3\n")
+    run.metrics.write_text("step,val/acc\n0,\n1,0.5\n")
+    assert run.read_config() == {"seed_everything": 3}
+    assert run.read_metrics() == [{"step": "0", "val/acc": ""}, {"step": "1", "val/acc": "0.5"}]
