@@ -268,11 +268,11 @@ def main(args: list[str] | None = None) -> CLI | None:
             print_help(argv)
             return None
         return CLI(argv)
+    except SIGTERMException:  # a SystemExit
+        if not ended_by_sweep():
+            raise
+        return None
     except Exception as error:
-        if isinstance(error, SIGTERMException):
-            if not ended_by_sweep():
-                raise
-            return None
         mistake = user_error(error)
         if mistake is None:
             raise
