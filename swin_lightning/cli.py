@@ -268,11 +268,11 @@ def main(args: list[str] | None = None) -> CLI | None:
             print_help(argv)
             return None
         return CLI(argv)
+    except SIGTERMException:  # a SystemExit
+        if not ended_by_sweep():
+            raise
+        return None
     except Exception as error:
-        if isinstance(error, SIGTERMException):
-            if not ended_by_sweep():
-                raise
-            return None
         mistake = user_error(error)
         if mistake is None:
             raise
@@ -306,6 +306,7 @@ def _quiet() -> None:
         "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler knows the position
         r"Found \d+ module\(s\) in eval mode at the start of training",  # frozen modules
         "You requested to overfit but enabled train dataloader shuffling",  # the order is that of an epoch
+        "Your `IterableDataset` has `__len__` defined",  # streams divide themselves between the workers
         "The .*dataloader.* does not have many workers",  # small data sets are faster without
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -1,7 +1,6 @@
 """The commands fit, validate, test and predict on the embedded digits."""
 
 import csv
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from PIL import Image
 from swin_lightning import SwinClassifier
 from swin_lightning.cli import main
 from swin_lightning.errors import UserError
-from tests.support.cli import DIGITS, EXPERIMENTS, SHORT, environment, metrics, start
+from tests.support.cli import DIGITS, EXPERIMENTS, SHORT, environment, metrics
 
 RUNS = Path("runs/digits_swin_micro")
 
@@ -191,14 +190,15 @@ def test_metrics_of_two_ranks_equal_those_of_one():
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
 def test_interrupted_run_resumes(number, code):
-    process = start("fit", "-c", DIGITS, "--trainer.max_epochs=200", log="log")
+    command = [sys.executable, "-m", "swin_lightning", "fit", "-c", DIGITS, "--trainer.max_epochs=200"]
+    with open("log", "w") as log:
+        process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
     deadline = time.time() + 120
-    while "epoch 1/" not in Path("log").read_text() and time.time() < deadline:
+    while "epoch 1/" not in Path("log").read_text() and process.poll() is None and time.time() < deadline:
         time.sleep(0.1)
     time.sleep(0.5)  # into the second epoch
-    os.kill(process.pid, number)
-    process.join(60)
-    assert process.exitcode == code
+    process.send_signal(number)
+    assert process.wait(60) == code, Path("log").read_text()
     (run_dir,) = RUNS.iterdir()
     done = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert done > 19  # more than the checkpoint at the end of the first epoch

@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jsonargparse.typing import register_type
@@ -266,7 +266,7 @@ class Task(LightningModule):
             limits.append(trainer.max_steps)
         if trainer.max_epochs is not None and trainer.max_epochs >= 0:
             limits.append(self._steps_per_epoch() * trainer.max_epochs)
-        for timer in (callback for callback in trainer.callbacks if isinstance(callback, Timer)):  # of max_time
+        for timer in (c for c in cast(Any, trainer).callbacks if isinstance(c, Timer)):  # of max_time
             elapsed, remaining = timer.time_elapsed(), timer.time_remaining()
             if remaining is not None and elapsed > 0:
                 share = elapsed / max(elapsed, elapsed + remaining)

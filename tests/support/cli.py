@@ -1,9 +1,7 @@
 """Running the command line in tests: experiments, short runs, processes of their own."""
 
 import csv
-import multiprocessing
 import os
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -23,25 +21,3 @@ def metrics(run_dir, name):
     """The logged values of a metric in a run's metrics.csv."""
     with (run_dir / "metrics.csv").open() as file:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
-
-
-def start(*args, log):
-    """Start the command line in a process whose output goes to a file.
-
-    It is forked from a server process that has imported everything, since a test process has threads.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["swin_lightning.cli"])
-    Path(log).touch()
-    process = context.Process(target=_console, args=(args, os.getcwd(), log))
-    process.start()
-    return process
-
-
-def _console(args, folder, log):
-    from swin_lightning.__main__ import console
-
-    os.chdir(folder)
-    sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115  closed at exit
-    sys.argv = ["swin-lightning", *args]
-    console()

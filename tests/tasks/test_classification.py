@@ -164,6 +164,12 @@ def test_metrics_that_do_not_fit_are_refused_at_construction(metrics, words):
         SwinClassifier(Backbone(), 3, metrics=metrics)
 
 
+@pytest.mark.parametrize("num_classes", [None, 0])
+def test_number_of_classes_is_required(num_classes):
+    with pytest.raises(UserError, match=f"model.num_classes {num_classes} must be at least 1; data modules give it"):
+        SwinClassifier(Backbone(), num_classes)
+
+
 # backbone
 
 
