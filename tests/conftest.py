@@ -24,6 +24,14 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def no_process_group():
+    """A strategy in one test must not make the next one distributed."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @pytest.fixture
 def make_trainer():
     """A silent Trainer on the CPU; keyword arguments override."""

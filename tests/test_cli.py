@@ -19,6 +19,7 @@ from swin_lightning.errors import UserError
 from tests.support.cli import DIGITS, EXPERIMENTS, SHORT, environment, metrics
 
 RUNS = Path("runs/digits_swin_micro")
+TEST = "--test_after_fit=true"
 
 
 def fit(*more):
@@ -27,7 +28,7 @@ def fit(*more):
 
 def test_run_folder_contents(capsys, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    first, second = fit(), fit()
+    first, second = fit(TEST), fit(TEST)
     assert first.run_dir != second.run_dir and first.run_dir.parent == RUNS
     for cli in (first, second):
         assert {p.name for p in cli.run_dir.iterdir()} >= {
@@ -114,7 +115,7 @@ def test_checkpoint_loads_in_python_and_serves_as_weights(capsys):
 
 
 def test_validate_test_and_predict_with_checkpoint_by_name(tmp_path):
-    cli = fit()
+    cli = fit(TEST)
     image = torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()
     (tmp_path / "mine").mkdir()
     for i in range(3):

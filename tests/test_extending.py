@@ -28,7 +28,7 @@ def pretrained(tmp_path_factory):
     """A checkpoint of a short run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("pretrained"))
-        cli = main(["fit", "-c", DIGITS, *SHORT, "--test_after_fit=false"])
+        cli = main(["fit", "-c", DIGITS, *SHORT])
         return cli.run.last.resolve()
 
 

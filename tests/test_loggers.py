@@ -81,7 +81,7 @@ def test_every_logger_gets_the_run_folder_unless_it_names_another(tmp_path):
         "    - class_path: tests.test_loggers.RequiredFolder\n      init_args: {name: third, label: y}\n"
         "    - class_path: lightning.pytorch.loggers.CSVLogger\n      init_args: {save_dir: elsewhere, name: fourth}\n"
     )
-    cli = main(["fit", "-c", DIGITS, "-c", str(overlay), *SHORT, "--test_after_fit=false"])
+    cli = main(["fit", "-c", DIGITS, "-c", str(overlay), *SHORT])
     folders = [cli.run_dir / "lightning_logs", cli.run_dir / "second", cli.run_dir / "third", Path("elsewhere/fourth")]
     for folder in folders:
         logged = [row["train/loss"] for row in rows(folder / "version_0") if row["train/loss"]]
@@ -94,7 +94,7 @@ def test_every_logger_gets_the_run_folder_unless_it_names_another(tmp_path):
 
 def test_a_single_logger_gets_the_run_folder():
     args = ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.name=single"]
-    cli = main(["fit", "-c", DIGITS, *SHORT, "--test_after_fit=false", *args])
+    cli = main(["fit", "-c", DIGITS, *SHORT, *args])
     assert len(metrics(cli.run_dir / "single" / "version_0", "train/loss")) == 3
     assert not (cli.run_dir / "metrics.csv").exists()
 
@@ -108,7 +108,7 @@ def offline(tmp_path_factory):
     folder = tmp_path_factory.mktemp("offline")
     env = {k: v for k, v in environment().items() if not k.startswith("WANDB")} | {"HOME": str(folder)}
     code = "import sys, swin_lightning.cli as cli; assert 'wandb' not in sys.modules; cli.main(sys.argv[1:])"
-    command = [sys.executable, "-c", code, "fit", "-c", DIGITS, *SHORT, "--model.lr=0.003"]
+    command = [sys.executable, "-c", code, "fit", "-c", DIGITS, *SHORT, "--test_after_fit=true", "--model.lr=0.003"]
     done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     (run,) = (folder / "runs" / "digits_swin_micro").iterdir()

@@ -57,9 +57,7 @@ class SwinClassifier(Task):
     ) -> None:
         super().__init__(backbone, **task)
         if not isinstance(num_classes, int) or num_classes < 1:
-            raise UserError(
-                f"model.num_classes {num_classes} must be at least 1; data modules give it as num_classes"
-            )
+            raise UserError(f"model.num_classes {num_classes} must be at least 1; data modules give it as num_classes")
         self.num_classes = num_classes
         self.class_names = class_names
         self.label_smoothing = label_smoothing

@@ -22,7 +22,9 @@ def run(tmp_path_factory, worker_id):
                 folder.mkdir()
                 patch.chdir(folder)
                 patch.setenv("WANDB_MODE", "offline")
-                run_dir = main(["fit", "-c", DIGITS, *SHORT, "--trainer.max_epochs=2"]).run_dir.resolve()
+                run_dir = main(
+                    ["fit", "-c", DIGITS, *SHORT, "--trainer.max_epochs=2", "--test_after_fit=true"]
+                ).run_dir.resolve()
                 (folder / "run_dir").write_text(str(run_dir))
     return Path((folder / "run_dir").read_text())
 

@@ -7,7 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
 DIGITS = str(EXPERIMENTS / "digits_swin_micro.yaml")
-SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.log_every_n_steps=1"]
+# three steps; tests of the test after fit add --test_after_fit=true
+SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.log_every_n_steps=1",
+         "--test_after_fit=false"]  # fmt: skip
 
 
 def environment():

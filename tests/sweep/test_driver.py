@@ -227,7 +227,7 @@ def test_interrupted_command_says_how_to_resume(monkeypatch, capsys):
 def real_sweep(tmp_path_factory):
     """Folder of a sweep with one short training of the digits."""
     config = changed(
-        command=["swin-lightning", "fit", "-c", DIGITS, *SHORT, "${args}"], run_cap=1,
+        command=["swin-lightning", "fit", "-c", DIGITS, *SHORT, "--test_after_fit=true", "${args}"], run_cap=1,
         parameters={"model.backbone.drop_path_rate": {"min": 0.0, "max": 0.2}, "data.batch_size": {"values": [16]}},
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
@@ -239,7 +239,7 @@ def real_sweep(tmp_path_factory):
 
 def real_fit(folder):
     """Arguments with the options of the trial of `real_sweep`."""
-    return ["fit", "-c", DIGITS, *SHORT, "-c", str(folder / "best.yaml"), "--test_after_fit=false"]
+    return ["fit", "-c", DIGITS, *SHORT, "-c", str(folder / "best.yaml")]
 
 
 def test_options_of_a_trial_are_those_of_its_run_and_the_overlay_reproduces_it(real_sweep):

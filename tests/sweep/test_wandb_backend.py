@@ -62,7 +62,7 @@ def run(server, *command):
 def sweep_file(**changes):
     """experiments/sweeps/digits.yaml with short runs."""
     config = yaml.safe_load((EXPERIMENTS / "sweeps" / "digits.yaml").read_text())
-    config["command"] = ["swin-lightning", "fit", "-c", DIGITS, *SHORT, "${args}"]
+    config["command"] = ["swin-lightning", "fit", "-c", DIGITS, *SHORT, "--test_after_fit=true", "${args}"]
     config.update(changes)
     Path("digits.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return "digits.yaml"
@@ -105,7 +105,7 @@ def test_wandb_sweep_and_agent_run_a_sweep_file(server, as_client):
 
 def test_offline_run_is_synced_later(server, as_client, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    fit = main(["fit", "-c", DIGITS, *SHORT])
+    fit = main(["fit", "-c", DIGITS, *SHORT, "--test_after_fit=true"])
     (command,) = re.findall(r"wandb sync (\S+)", capfd.readouterr().out)
     assert server.runs == {}
     run(server, *WANDB, "sync", command)

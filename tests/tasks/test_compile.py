@@ -57,7 +57,7 @@ def test_stochastic_depth_does_not_recompile(model):
 def test_compile_option_selects_the_mode(value, mode, monkeypatch):
     modes = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: modes.append(options))
-    main(["fit", "-c", DIGITS, *SHORT, f"--model.compile={value}", "--test_after_fit=false"])
+    main(["fit", "-c", DIGITS, *SHORT, f"--model.compile={value}"])
     assert modes == [{"mode": mode, "dynamic": False}]
 
 
