@@ -47,8 +47,8 @@ def has_gpu(environment: Mapping[str, str]) -> bool:
 def reexec_with_allocator() -> None:
     """Re-execute this process with `settings`, if there are any and it is a process of the command line."""
     program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]  # interpreter, its options, script or module
-    if os.path.basename(program[-1]) not in ("swin-lightning", "swin_lightning"):
-        return
+    if not program or os.path.basename(program[-1]) not in ("swin-lightning", "swin_lightning"):
+        return  # Python code that calls the console
     added = settings(os.environ)
     if added:
         os.environ.update(added)

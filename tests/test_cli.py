@@ -14,6 +14,7 @@ from lightning import Callback
 from PIL import Image
 
 from swin_lightning import SwinClassifier
+from swin_lightning.__main__ import console
 from swin_lightning.cli import main
 from swin_lightning.errors import UserError
 from tests.support.cli import DIGITS, EXPERIMENTS, SHORT, environment, metrics
@@ -189,8 +190,33 @@ def test_metrics_of_two_ranks_equal_those_of_one():
     assert results[0] == pytest.approx(results[1], abs=1e-6)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
-def test_interrupted_run_resumes(number, code):
+INTERRUPTED = [(signal.SIGINT, 1), (signal.SIGTERM, 143)]
+
+
+def resume(step):
+    """Resume the interrupted run for two more steps."""
+    (run_dir,) = RUNS.iterdir()
+    done = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert done >= step
+    resumed = main(
+        ["fit", "-c", DIGITS, "--ckpt_path=last", f"--trainer.max_steps={done + 2}", "--test_after_fit=false"]
+    )
+    assert resumed.trainer.global_step == done + 2 and resumed.run_dir == run_dir
+
+
+@pytest.mark.parametrize(("number", "code"), INTERRUPTED)
+def test_interrupted_run_resumes(number, code, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["swin-lightning", "fit", "-c", DIGITS, "--trainer.limit_train_batches=6",
+                                      f"--trainer.callbacks+=tests.test_cli.{number.name}AtStep9"])  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        console()
+    assert ended.value.code == code
+    resume(9)
+
+
+@pytest.mark.slow  # two processes with their imports
+@pytest.mark.parametrize(("number", "code"), INTERRUPTED)
+def test_interrupted_process_resumes(number, code):
     command = [sys.executable, "-m", "swin_lightning", "fit", "-c", DIGITS, "--trainer.max_epochs=200"]
     with open("log", "w") as log:
         process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
@@ -200,11 +226,7 @@ def test_interrupted_run_resumes(number, code):
     time.sleep(0.5)  # into the second epoch
     process.send_signal(number)
     assert process.wait(60) == code, Path("log").read_text()
-    (run_dir,) = RUNS.iterdir()
-    done = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    assert done > 19  # more than the checkpoint at the end of the first epoch
-    resumed = main(["fit", "-c", DIGITS, "--ckpt_path=last", f"--trainer.max_steps={done + 2}"])
-    assert resumed.trainer.global_step == done + 2 and resumed.run_dir == run_dir
+    resume(20)  # more than the checkpoint at the end of the first epoch
 
 
 SGD = "--model.optimizer=torch.optim.SGD"
@@ -267,12 +289,12 @@ def test_mistakes_in_checkpoints(tmp_path):
     assert before == {p: p.stat().st_mtime_ns for p in run.run_dir.rglob("*") if p.is_file()}  # nothing overwritten
 
 
-def test_console_prints_one_line_and_exits_with_2():
-    done = subprocess.run(
-        [sys.executable, "-m", "swin_lightning", "fit", "-c", DIGITS, "--model.lrr=1"],
-        env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (2, "error: unknown option model.lrr; did you mean model.lr?\n")
+def test_console_prints_one_line_and_exits_with_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["swin-lightning", "fit", "-c", DIGITS, "--model.lrr=1"])
+    with pytest.raises(SystemExit) as ended:
+        console()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: unknown option model.lrr; did you mean model.lr?\n"
 
 
 def test_hidden_arguments_of_the_wandb_agent_are_dropped():
@@ -297,3 +319,15 @@ class InterruptAtStep9(Callback):
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == 9:  # the third of six steps of the second epoch
             raise KeyboardInterrupt
+
+
+class SIGINTAtStep9(Callback):
+    number = signal.SIGINT
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 9:
+            signal.raise_signal(self.number)
+
+
+class SIGTERMAtStep9(SIGINTAtStep9):
+    number = signal.SIGTERM

@@ -17,18 +17,18 @@ from tests.support.cli import DIGITS, EXPERIMENTS, SHORT
 
 CPU = str(EXPERIMENTS / "hardware" / "cpu.yaml")
 FILES = sorted(path for path in EXPERIMENTS.glob("*.yaml") if path.name != "base.yaml")
-# the other ImageNet experiments differ in numbers that `test_recipes.py` checks; their training is a slow test
+# one experiment per model family and data module; the others differ in numbers that `test_recipes.py` checks for
+# ImageNet, and in the number of classes for CIFAR-100: their training is a slow test
 FAMILIES = (
+    "digits_swin_micro",
+    "cifar10_swin_micro",
+    "cifar10_swin_tiny_patch2_window4_32",
+    "cifar100_swin_tiny_patch4_window7_224_ft_1k",
     "imagenet_swin_tiny_patch4_window7_224",
     "imagenet_swin_base_patch4_window12_384_ft_22k",
     "imagenet_swinv2_tiny_patch4_window8_256",
 )
-TRAINED = [
-    pytest.param(
-        path, id=path.stem, marks=() if path.stem in FAMILIES or "imagenet" not in path.stem else pytest.mark.slow
-    )
-    for path in FILES
-]
+TRAINED = [pytest.param(path, id=path.stem, marks=() if path.stem in FAMILIES else pytest.mark.slow) for path in FILES]
 OVERLAYS = sorted(path for folder in ("debug", "hardware") for path in (EXPERIMENTS / folder).glob("*.yaml"))
 
 
