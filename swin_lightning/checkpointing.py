@@ -239,7 +239,7 @@ class LastCheckpoint(CheckpointCallback):
         stopping have seen the metrics. Resumed from here, they would never see them.
         """
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if fitting and self._between_steps and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save_epoch(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

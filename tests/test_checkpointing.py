@@ -364,6 +364,9 @@ class LastSteps(Callback):
     ({"checkpoint": {"every_n_epochs": 9}, "max_epochs": -1, "max_steps": 6}, [6], None),
     ({"val_check_interval": 0.5}, [2, 4, 6, 8, 10, 12, 14, 16], 2),
     ({"check_val_every_n_epoch": 2}, [4, 8, 12, 16], 8),
+    # 8 batches per epoch; at the validation after batch 3 half of a step is accumulated
+    ({"val_check_interval": 3, "limit_train_batches": 8, "accumulate_grad_batches": 2},
+     [3, 4, 7, 8, 11, 12, 15, 16], 1),
 ])  # fmt: skip
 def test_checkpoints_are_written_when_due(tmp_path, options, last_steps, best_step):
     last = LastSteps(tmp_path)
