@@ -14,6 +14,11 @@ from lightning import Trainer
 torch.set_num_threads(1)
 
 
+def pytest_xdist_auto_num_workers(config):
+    """One worker more than there are cores: some tests wait for processes that they have started."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(autouse=True)
 def working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

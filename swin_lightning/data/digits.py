@@ -1,5 +1,6 @@
 """Handwritten digits that ship with scikit-learn: the data set of the quickstart, without a download."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,20 @@ class Digits(ImageDataModule):
         super().__init__(image_size=image_size, mean=mean, std=std, eval_crop_ratio=eval_crop_ratio, **base)
 
     def load(self, split: str) -> Reader:
-        from sklearn.datasets import load_digits
-
-        grey, labels = load_digits(return_X_y=True)  # values from 0 to 16
-        size = (self.image_size, self.image_size)
-        images = [
-            np.asarray(Image.fromarray(digit).resize(size, Image.Resampling.BICUBIC).convert("RGB"))
-            for digit in (grey.reshape(-1, 8, 8) * 255 / 16).round().astype(np.uint8)
-        ]
+        images, labels = read_digits(self.image_size)
         order = np.random.default_rng(0).permutation(len(labels))  # the same split for every seed: comparable results
         indices = {"test": order[:360], "val": order[360:540], "train": order[540:]}[split]
-        return ArrayReader(np.stack(images)[indices], labels[indices])
+        return ArrayReader(images[indices], labels[indices])
+
+
+@lru_cache(maxsize=1)  # the splits share it
+def read_digits(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """All digits and their labels: `1797, size, size, 3` uint8 and `1797`."""
+    from sklearn.datasets import load_digits
+
+    grey, labels = load_digits(return_X_y=True)  # values from 0 to 16
+    images = [
+        np.asarray(Image.fromarray(digit).resize((size, size), Image.Resampling.BICUBIC).convert("RGB"))
+        for digit in (grey.reshape(-1, 8, 8) * 255 / 16).round().astype(np.uint8)
+    ]
+    return np.stack(images), labels
