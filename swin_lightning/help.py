@@ -72,7 +72,9 @@ def print_help(argv: Sequence[str]) -> None:
     about_class = re.fullmatch(r"--([\w.]+)\.help", flag)
     if about_class and not class_path and position < len(arguments) and not arguments[position].startswith("-"):
         class_path = arguments.pop(position)
-    rest = [argument for argument in arguments if not asks_for_help(argument) and argument != "--print_config"]
+    rest = [
+        argument for argument in arguments if not asks_for_help(argument) and not argument.startswith("--print_config")
+    ]
     lines = class_help(about_class[1], class_path, rest) if about_class else help_page(command, rest)
     print("\n".join(lines))
 

@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import docstring_parser
-from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
@@ -116,7 +116,7 @@ def parameters(target: Callable[..., Any]) -> dict[str, Parameter]:
 
     A class passes them to its bases; a function to the class that it returns, except those that it sets itself.
     """
-    parser = config.Parser()
+    parser = ArgumentParser()
     add: Any = parser.add_class_arguments if inspect.isclass(target) else parser.add_function_arguments
     accepted = [name.removeprefix("of.") for name in add(target, "of", fail_untyped=False)]
     found: dict[str, inspect.Parameter] = {}

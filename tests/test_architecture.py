@@ -50,7 +50,6 @@ PRIVATE_NAMES = {
 TESTED_ELSEWHERE = {
     "batch.py": "data/test_image_datamodule.py",
     "commands.py": "test_help.py",
-    "options.py": "test_help.py",
     "benchmark/augmentation_sheet.py": "test_benchmark.py",
     "benchmark/memory.py": "test_benchmark.py",
     "benchmark/step.py": "test_benchmark.py",

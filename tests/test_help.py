@@ -10,6 +10,7 @@ import pytest
 from swin_lightning.cli import main
 from swin_lightning.commands import COMMANDS, TRAINER_COMMANDS, check_command, overview
 from swin_lightning.errors import UserError
+from swin_lightning.options import LINKED, effective_config
 from tests.support.cli import EXPERIMENTS, environment
 
 
@@ -64,6 +65,31 @@ def test_page_has_the_options_of_the_classes_of_the_experiment(page):
     assert "--data.val_size" not in page and "--data.val_size" in printed("fit", "-h", "-c", "cifar10_swin_micro")
 
 
+def test_page_has_every_option_of_the_configuration(page):
+    values = effective_config(["-c", "digits_swin_micro"])
+    words = set(page.replace(",", " ").replace("--", " ").split())
+    for key in vars(values.trainer):
+        assert f"trainer.{key}" in words or key in words, key
+    blocks = {"model": values.model.init_args, "model.backbone": values.model.init_args.backbone.init_args}
+    for prefix, block in {**blocks, "data": values.data.init_args, "ema": values.ema}.items():
+        keys = {f"{prefix}.{key}" for key in vars(block)}
+        assert keys - LINKED <= words
+        assert not keys & LINKED & words  # such as model.num_classes, which comes from the data
+
+
+def test_page_of_an_own_class_without_docstring(tmp_path):
+    (tmp_path / "undocumented_task.py").write_text(
+        "from lightning import LightningModule\n"
+        "class Mine(LightningModule):\n"
+        "    def __init__(self, width: int, depth=3, **rest):\n"
+        "        super().__init__()\n"
+    )
+    text = printed("fit", "--help", "--model=undocumented_task.Mine")
+    assert "model: undocumented_task.Mine" in text and "--model.backbone" not in text.split("More options")[0]
+    assert line_of(text, "--model.width").split()[1:] == ["int", "required"]
+    assert line_of(text, "--model.depth").split()[1:] == ["any", "3"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -72,7 +98,12 @@ def test_page_has_the_options_of_the_classes_of_the_experiment(page):
         (["--data.help=swin_lightning.data.ImageFolder"], ["--data.path"]),
         (["--model.optimizer.help", "torch.optim.SGD"], ["--model.optimizer.momentum"]),
         (["--model.backbone.help", "swin_lightning.models.SwinTransformerV2"], ["--model.backbone.window_size"]),
-        (["--trainer.logger.help", "swin_lightning.loggers.WandbLogger"], ["project"]),
+        (["--trainer.logger.help", "swin_lightning.loggers.WandbLogger"], ["--trainer.logger.project"]),
+        (["--trainer.logger.help"], ["swin_lightning.loggers.CSVLogger: ", "swin_lightning.loggers.WandbLogger: "]),
+        (["--trainer.callbacks.help", "LearningRateMonitor"], ["--trainer.callbacks.logging_interval"]),
+        (["--ema.help"], ["--ema.decay"]),
+        (["--model.backbone.help", "swin_lightning.models.swin_tiny_patch4_window7_224"], ["drop_path_rate"]),
+        (["-c", "digits_swin_micro", "--data.help"], ["swin_lightning.data.Digits: ", "--data.predict_path"]),
     ],
 )
 def test_help_of_one_class(arguments, words):
@@ -84,7 +115,10 @@ def test_help_of_one_class(arguments, words):
     ("arguments", "words"),
     [
         (["--help", "-c", "digits_swin_macro"], "did you mean digits_swin_micro?"),
-        (["--model.help", "nowhere.Mine"], "nowhere"),
+        (["--model.help", "nowhere.Mine"], "no class 'nowhere.Mine'"),
+        (["--model.help", "SwinClasifier"], "did you mean SwinClassifier?"),
+        (["--model.lr.help"], "--model.lr.help: the configuration gives no class for model.lr; name one"),
+        (["--help", "-c"], "expected one argument"),
         (["--help", "--model.lrr=3"], "unknown option model.lrr; did you mean model.lr?"),
     ],
 )

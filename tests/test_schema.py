@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from swin_lightning.cli import main
+from swin_lightning.config import load
+from swin_lightning.errors import UserError
 from tests.support.cli import EXPERIMENTS
 
 FILES = [path for path in sorted(EXPERIMENTS.rglob("*.yaml")) if "sweeps" not in path.parts]
@@ -84,3 +86,74 @@ def test_mistakes_are_found(path, value):
 )
 def test_overlays_of_users_fit(content):
     assert errors(content) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_misspelt_keys_and_values_of_another_type_are_found(path):
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for block, key in keys_of(content):
+        value = block.pop(key)
+        block[f"{key}x"] = value
+        assert errors(content), f"{key}x"
+        del block[f"{key}x"]
+        block[key] = [[value]]
+        assert errors(content), f"{key}: {block[key]}"
+        block[key] = value
+    assert errors(content) == []
+
+
+def keys_of(block):
+    """Mappings with each of their keys; arguments of classes that the schema does not know are left out."""
+    for key, value in list(block.items()):
+        yield block, key
+        if isinstance(value, dict):
+            yield from keys_of(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {lr: 0.5}",
+        "model: {init_args: {lr: 0.5}}",
+        "model: {class_path: SwinClassifier, init_args: {lr: 0.5}}",
+        "model: {class_path: swin_lightning.tasks.SwinClassifier, init_args: {lrr: 0.5}}",
+        "model: {class_path: swin_lightning.SwinClassifier, lr: 0.5}",
+        "model: {init_args: {lr: 0.5}, weight_decay: 0.1}",
+        "model: SwinClassifier",
+        "model: {backbone: {drop_path_rate: 0.3}}",
+        "model: {backbone: swin_lightning.models.SwinTransformer}",
+        "model: {backbone: {class_path: swin_lightning.models.SwinTransformer, init_args: {depths: [2, x]}}}",
+        "model: {backbone: {class_path: swin_lightning.models.SwinTransformer, init_args: {depths+: [2]}}}",
+        "model: {backbone: {class_path: swin_lightning.models.swin_micro_patch4_window4_32, "
+        "init_args: {window_size: 3}}}",
+        "model: {backbone: {class_path: torch.nn.Linear, init_args: {in_features: 3, out_features: 3}}}",
+        "model: {freeze+: a}",
+        "model: {compile: fast}",
+        "model: {metrics: [f1]}",
+        "model: {lr: true}",
+        "model.lr: 0.5",
+        "data: {class_path: swin_lightning.data.Digits, init_args: {path: x}}",
+        "data: {crop_scale: [0.1]}",
+        "data: {crop_scale+: 0.1}",
+        "data: Digits",
+        "trainer: {callbacks: RichModelSummary}",
+        "trainer: {callbacks: [3]}",
+        "trainer: {logger+: {class_path: swin_lightning.loggers.CSVLogger}}",
+        "trainer: {max_epochs+: [1]}",
+        "trainer: {max_time: {hours: x}}",
+        "trainer: {precision: 17}",
+        "trainer: {precision: 16}",
+        "seed_everything: -1",
+        "test_after_fit: 1",
+        "early_stopping: {patience: 3.5}",
+    ],
+)
+def test_schema_and_parser_agree_on_overlays(text, tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(text)
+    try:
+        load(["-c", "digits_swin_micro", "-c", str(overlay)])
+        accepted = True
+    except UserError:
+        accepted = False
+    assert (errors(yaml.safe_load(text)) == []) == accepted
