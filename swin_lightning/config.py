@@ -79,7 +79,7 @@ def resolve_experiments(arguments: Sequence[str]) -> list[str]:
 
 def experiment_name(arguments: Sequence[str]) -> str:
     """The name of the first configuration file, which is the experiment; later ones are overlays."""
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=False):
         if flag in ("-c", "--config"):
             return Path(value).stem
         if flag.startswith("--config="):
@@ -207,13 +207,18 @@ def explain(message: str) -> str:
         keys += [match[1]] if match[1] else []
         line = line[match.end() :]
     key = short_key(".".join(keys)).removeprefix("init_args.")
-    key = re.sub(r"^(fit|validate|test|predict)\.?", "", key)
+    key = re.sub(r"^(fit|validate|test|predict)(\.|$)", "", key)
     line, _, given = line.partition(" Given value type:")
     line = re.sub(r"^Type .*? expects a function or a callable class: ", "", line)
-    if unknown := re.search(r"unrecognized arguments: --([\w.]+)|option '([\w.]+)' is not accepted", line, re.I):
-        return unknown_option(f"{key}.{unknown[2]}" if unknown[2] and key else unknown[1] or unknown[2])
+    pattern = r"unrecognized arguments: --([\w.]+)|option '([\w.]+)' is not accepted|not accept option '([\w.]+)'"
+    if unknown := re.search(pattern, line, re.I):
+        name = unknown[1] or unknown[2] or unknown[3]
+        if name == "class_path":
+            return f"{key}: arguments beside class_path belong under init_args"
+        return unknown_option(f"{key}.{name}" if unknown[2] and key else name)
     if required := re.search(r"arguments? (?:is|are) required: (?:fit\.)?([\w., ]+)", line):
-        return f"missing {key}.{required[1]}; {START}".replace("missing .", "missing ")
+        names = ", ".join(f"{key}.{name}".lstrip(".") for name in required[1].strip().split(", "))
+        return f"missing {names}" + (f"; {START}" if {"model.backbone", "model", "data"} & {*names.split(", ")} else "")
     alternatives = list(
         dict.fromkeys(_expected(part) for part in line.split(" - ") if "<class 'NoneType'>" not in part)
     )
