@@ -214,6 +214,14 @@ def test_interrupted_run_resumes(number, code, monkeypatch):
     resume(9)
 
 
+def test_run_stopped_by_its_sweep_is_no_error(monkeypatch):
+    monkeypatch.setattr("swin_lightning.cli.ended_by_sweep", lambda: True)
+    arguments = ["fit", "-c", DIGITS, "--trainer.limit_train_batches=6"]
+    assert main([*arguments, "--trainer.callbacks+=tests.test_cli.SIGTERMAtStep9"]) is None
+    (run_dir,) = RUNS.iterdir()
+    assert (run_dir / "checkpoints" / "last.ckpt").is_file()
+
+
 @pytest.mark.slow  # two processes with their imports
 @pytest.mark.parametrize(("number", "code"), INTERRUPTED)
 def test_interrupted_process_resumes(number, code):
