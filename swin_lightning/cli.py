@@ -9,7 +9,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
@@ -119,8 +118,7 @@ class CLI(LightningCLI):
         """The Trainer with its callbacks; precision defaults to bf16-mixed on GPUs that have it."""
         options = self.config_init[self.subcommand]
         trainer: dict[str, Any] = {**options.trainer, **kwargs}
-        if trainer["precision"] is None and trainer["accelerator"] != "cpu" and torch.cuda.is_available():
-            trainer["precision"] = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+        trainer["precision"] = config.default_precision(trainer["precision"], trainer["accelerator"])
         if (line := allocator.describe()) and _is_rank_zero():
             log.info(line)
         if trainer["gradient_clip_val"] and not self.model.automatic_optimization:

@@ -253,7 +253,8 @@ def test_step_time_is_the_median_after_warmup():
 def test_precision_is_that_of_fit(gpu, options, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    assert step.default_precision(load(["-c", DIGITS, *options]).trainer) == expected
+    trainer = load(["-c", DIGITS, *options]).trainer
+    assert default_precision(trainer.precision, trainer.accelerator) == expected
 
 
 def test_batch_is_shared_by_the_devices(capsys):

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch.utils.data import DataLoader
 
 from swin_lightning.benchmark.memory import peak_memory, reset_peak_memory
-from swin_lightning.config import instantiate
+from swin_lightning.config import default_precision, instantiate
 from swin_lightning.data import ImageDataModule
 
 WARMUP = 2  # steps before the measurement: compilation, first allocations, state of the optimizer
@@ -89,7 +89,7 @@ def measure(
     accumulated = trainer_config.accumulate_grad_batches if training else 1
     timer = StepTimer(accumulated)
     options = {name: trainer_config[name] for name in TRAINER_OPTIONS}
-    options["precision"] = default_precision(trainer_config)
+    options["precision"] = default_precision(trainer_config.precision, trainer_config.accelerator)
     if not model.automatic_optimization:
         options["gradient_clip_val"] = None  # clipped in the training_step, if at all
     trainer = _quiet_trainer(
@@ -189,13 +189,6 @@ def world_size(config: Namespace) -> int:
     """Number of devices of the experiment, on all nodes."""
     chosen = {name: config.trainer[name] for name in ("accelerator", "devices", "num_nodes")}
     return _quiet_trainer(**chosen).world_size
-
-
-def default_precision(trainer_config: Namespace) -> Any:
-    """The precision that `fit` uses: bfloat16 on a GPU that supports it, if the experiment names none."""
-    if trainer_config.precision is None and trainer_config.accelerator != "cpu" and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    return trainer_config.precision
 
 
 def _quiet_trainer(**options: Any) -> Trainer:
