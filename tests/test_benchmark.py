@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from swin_lightning.benchmark import benchmark, memory, step, throughput
 from swin_lightning.benchmark.augmentation_sheet import save_augmentation_sheet
-from swin_lightning.config import instantiate, load
+from swin_lightning.config import default_precision, instantiate, load
 from tests.support.cli import DIGITS
 
 CPU = torch.device("cpu")
