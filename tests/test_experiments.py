@@ -11,6 +11,7 @@ from PIL import Image
 
 from swin_lightning import SwinClassifier
 from swin_lightning.cli import main
+from swin_lightning.config import flatten, load
 from swin_lightning.models import swin_tiny_patch4_window7_224
 from swin_lightning.models.weights import save_weights
 from tests.support.cli import DIGITS, EXPERIMENTS, SHORT
@@ -112,14 +113,18 @@ def test_validate_prints_the_published_accuracy(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_overlay_runs_with_an_experiment(path):
-    assert "\n# Overlay: " in path.read_text()
-    if path.parent.name == "hardware" and path.stem.startswith("gpu"):
-        overlay = yaml.safe_load(path.read_text())  # no GPU here: the other options are checked
-        args = [f"--trainer.{key}={value}" for key, value in overlay["trainer"].items() if key != "accelerator"]
-        cli = main(["fit", "-c", DIGITS, *SHORT, "--trainer.accelerator=cpu", *args, "--trainer.devices=1"])
-    else:
-        cli = main(["fit", "-c", DIGITS, "-c", str(path), *SHORT])
+def test_overlay_changes_what_it_states_and_nothing_else(path):
+    text = path.read_text()
+    assert "\n# Overlay: " in text
+    plain, merged = (flatten(load(["-c", DIGITS, *more]).as_dict()) for more in ([], ["-c", str(path)]))
+    stated = flatten(yaml.safe_load(text))
+    assert {key: merged[key] for key in stated} == stated
+    assert {key for key in merged if merged[key] != plain[key]} <= {*stated, "config"}
+
+
+@pytest.mark.parametrize("name", ["hardware/cpu", "debug/fast", "debug/profile"])
+def test_overlay_runs_with_an_experiment(name):
+    cli = main(["fit", "-c", DIGITS, "-c", name, *SHORT])
     assert cli.trainer.global_step >= 1
 
 
