@@ -24,13 +24,16 @@ def user_error(error: BaseException) -> UserError | None:
     """The mistake behind an exception, or None for a bug.
 
     jsonargparse and Lightning wrap what a class raises, so the chain of causes is searched. Lightning's
-    `MisconfigurationException` reports wrong arguments of the Trainer and counts as well.
+    `MisconfigurationException` reports wrong arguments of the Trainer and counts as well, and so does a package that a
+    class of the configuration needs and that is not installed.
     """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
             return cause if str(cause) == summarize(cause) else UserError(summarize(cause))
-        if type(cause).__name__ == "MisconfigurationException":  # by name: this module imports nothing heavy
+        # by name: this module imports nothing heavy
+        misconfigured = type(cause).__name__ == "MisconfigurationException"
+        if misconfigured or (isinstance(cause, ModuleNotFoundError) and cause is not error):
             return UserError(summarize(cause))
         cause = cause.__cause__
     return None

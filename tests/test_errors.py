@@ -26,6 +26,12 @@ def test_user_error_is_found_behind_the_exceptions_of_libraries():
     assert str(user_error(MisconfigurationException("max_epochs\n  is wrong"))) == "max_epochs is wrong"
 
 
+def test_missing_package_of_a_configured_class_is_the_users_to_install():
+    missing = ModuleNotFoundError("Neither `tensorboard` nor `tensorboardX` is available. Try `pip install`ing either.")
+    assert str(user_error(raised(ValueError("does not validate"), missing))) == str(missing)
+    assert user_error(missing) is None  # an import of this package
+
+
 @pytest.mark.parametrize(
     "bug", [ValueError("zip() argument 2 is shorter"), AssertionError("x"), KeyError("x"), OSError()]
 )
