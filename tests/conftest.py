@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, no network, and a working directory of its own for each test."""
 
 import os
+import sys
 
 os.environ["WANDB_MODE"] = "disabled"  # the tests of loggers enable it
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -30,11 +31,13 @@ def seeded():
 
 
 @pytest.fixture(autouse=True)
-def no_process_group():
-    """A strategy in one test must not make the next one distributed."""
+def no_leftovers():
+    """A process group or a W&B run of one test must not reach the next one."""
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
+        sys.modules["wandb"].finish()
 
 
 @pytest.fixture
