@@ -20,7 +20,7 @@ from benchmarks.command import add_model_option, build_parser, parse, run
 from benchmarks.timing import autocast, paired_ratio, synchronize
 from swin_lightning.batch import Batch
 from swin_lightning.callbacks import BestMetric, TrainingMonitor
-from swin_lightning.checkpointing import EMA
+from swin_lightning.ema import EMA
 from swin_lightning.loggers import CSVLogger
 from swin_lightning.models.registry import model_info
 from swin_lightning.tasks.classification import SwinClassifier

@@ -19,8 +19,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from swin_lightning.callbacks import EarlyStopping
-from swin_lightning.checkpointing import EMA, Checkpoint
+from swin_lightning.checkpointing import Checkpoint
 from swin_lightning.data import ImageDataModule
+from swin_lightning.ema import EMA
 from swin_lightning.errors import UserError, collapse_whitespace
 from swin_lightning.models import SwinTransformer
 from swin_lightning.tasks import SwinClassifier

@@ -25,7 +25,8 @@ import swin_lightning.models
 import swin_lightning.tasks
 from swin_lightning import config
 from swin_lightning.callbacks import EarlyStopping
-from swin_lightning.checkpointing import EMA, Checkpoint
+from swin_lightning.checkpointing import Checkpoint
+from swin_lightning.ema import EMA
 
 GROUPS = {"trainer": Trainer, "checkpoint": Checkpoint, "ema": EMA, "early_stopping": EarlyStopping}
 LINKED = {

@@ -27,6 +27,7 @@ FORBIDDEN = {
     "runs.py": ("torch", "lightning", "swin_lightning.config", "swin_lightning.cli"),
     "callbacks.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
     "checkpointing.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
+    "ema.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
     "loggers.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
 }
 # library or module -> the only files that import it
@@ -42,7 +43,7 @@ RESERVED = {
 }
 # name -> reason; the list is as short as the public interfaces of the libraries allow
 PRIVATE_NAMES = {
-    "_average_model": "Lightning's WeightAveraging has no public access to the averaged model (checkpointing.py)",
+    "_average_model": "Lightning's WeightAveraging has no public access to the averaged model (ema.py)",
 }
 
 

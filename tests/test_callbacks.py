@@ -18,7 +18,8 @@ from swin_lightning.callbacks import (
     should_log,
     summary_order,
 )
-from swin_lightning.checkpointing import EMA, Checkpoint, PerStepSeed
+from swin_lightning.checkpointing import Checkpoint, PerStepSeed
+from swin_lightning.ema import EMA
 from swin_lightning.errors import UserError
 from swin_lightning.loggers import CSVLogger
 from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter

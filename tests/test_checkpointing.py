@@ -1,4 +1,4 @@
-"""Checkpoints: atomic writes, exact resume from any step, interruptions, best and last checkpoint, EMA."""
+"""Checkpoints: atomic writes, exact resume from any step, interruptions, best and last checkpoint."""
 
 import errno
 import logging
@@ -9,37 +9,27 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback
 
 from swin_lightning import checkpointing
 from swin_lightning.callbacks import BestMetric, EarlyStopping, TrainingMonitor
-from swin_lightning.checkpointing import EMA, AtomicCheckpointIO, Checkpoint, LastCheckpoint, PerStepSeed
+from swin_lightning.checkpointing import AtomicCheckpointIO, Checkpoint, LastCheckpoint, PerStepSeed
 from swin_lightning.cli import main
 from swin_lightning.data import Digits
+from swin_lightning.ema import EMA
 from swin_lightning.errors import UserError
 from swin_lightning.loggers import CSVLogger
 from swin_lightning.models import SwinTransformer
 from swin_lightning.tasks.classification import SwinClassifier
 from tests.support.cli import DIGITS, SHORT, metrics
 from tests.support.kills import STATES, compare, differences, write_parquet
+from tests.support.training import Scores, fit_scores, load, trainer
 
 pytestmark = [  # of Lightning, when a run is resumed; the command line ignores them too
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
 ]
-
-
-def load(path):
-    return torch.load(path, weights_only=True)
-
-
-def trainer(folder, callbacks=(), **options):
-    """A silent Trainer that writes checkpoints to a folder. `checkpoint` has options of Checkpoint."""
-    checkpoint = Checkpoint(dirpath=str(folder), **options.pop("checkpoint", {}))
-    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
-    defaults = {"accelerator": "cpu", "devices": 1, "max_epochs": 2, "num_sanity_val_steps": 0}
-    return Trainer(**quiet | defaults | options, callbacks=[*callbacks, checkpoint, checkpoint.last])
 
 
 def fit(folder, ckpt_path=None, callbacks=(), batch_size=156, num_workers=0, **options):
@@ -167,49 +157,6 @@ def test_resuming_a_finished_run_keeps_raw_and_averaged_weights(tmp_path):
 
 
 # a small module, for what does not depend on the network
-
-
-class Scores(LightningModule):
-    """Logs given values as val/acc, one per epoch, and draws a dropout mask per step. Four batches per epoch."""
-
-    def __init__(self, scores=(), metric="val/acc", hook="validation_step", batches=4):
-        super().__init__()
-        self.layer, self.dropout = torch.nn.Linear(4, 1), torch.nn.Dropout(0.5)
-        self.scores, self.metric, self.hook, self.batches = scores, metric, hook, batches
-
-    def forward(self, batch):
-        return self.layer(self.dropout(batch["image"][:, 0, 14:18, 14]))
-
-    def training_step(self, batch, batch_idx):
-        return self(batch).square().mean()
-
-    def log_score(self, hook):
-        if hook == self.hook and self.scores:
-            self.log(self.metric, self.scores[self.current_epoch])
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val/loss", self(batch).square().mean(), batch_size=len(batch["image"]))
-        self.log_score("validation_step")
-
-    def on_validation_epoch_end(self):
-        self.log_score("on_validation_epoch_end")
-
-    def on_train_epoch_end(self):
-        self.log_score("on_train_epoch_end")
-
-    def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=0.1)
-
-
-def fit_scores(folder, module, ckpt_path=None, callbacks=(), **options):
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter)
-    data = Digits(num_workers=0, batch_size=16, eval_batch_size=8)
-    limits = {"limit_train_batches": module.batches, "limit_val_batches": 2}
-    result = trainer(folder, [PerStepSeed(), *callbacks], **limits | options)
-    result.fit(module, datamodule=data, ckpt_path=ckpt_path and str(ckpt_path), weights_only=True)
-    return result
 
 
 def test_resume_keeps_best_checkpoint_best_metric_and_patience(tmp_path):
@@ -437,49 +384,3 @@ def test_monitor_may_be_logged_in_any_hook(tmp_path, caplog, hook):
         fit_scores(tmp_path, Scores([0.5, 0.2, 0.3], "val/error", hook), max_epochs=3, checkpoint=checkpoint)
     assert load(tmp_path / "best.ckpt")["epoch"] == 1
     assert not [record for record in caplog.records if record.name.startswith("swin_lightning")]
-
-
-# averaged weights
-
-
-def test_ema_starts_with_the_first_step_and_follows_by_its_decay(tmp_path):
-    ema, seen = EMA(0.75), []
-
-    class Weights(Callback):
-        def on_train_batch_end(self, trainer, pl_module, *_):  # before the averages follow
-            seen.append(pl_module.layer.weight.detach().clone())
-
-    module = Scores(batches=5)
-    fit_scores(tmp_path, module, None, [Weights(), ema], max_epochs=1, accumulate_grad_batches=2, limit_val_batches=0)
-    first, second, third = seen[1], seen[3], seen[4]  # the last step of an epoch has one batch
-    expected = 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third
-    torch.testing.assert_close(load(tmp_path / "last.ckpt")["state_dict"]["layer.weight"], expected)
-    torch.testing.assert_close(module.layer.weight.detach(), expected)  # after training
-    assert int(load(tmp_path / "last.ckpt")["averaging_state"]["n_averaged"]) == 3 and not torch.equal(first, second)
-
-
-def test_ema_copies_buffers_and_is_used_in_validation_only(tmp_path):
-    class Normalised(Scores):
-        def __init__(self):
-            super().__init__()
-            self.norm, self.weights = torch.nn.BatchNorm2d(3), {"train": [], "val": []}
-
-        def forward(self, batch):
-            self.weights["train" if self.training else "val"].append(self.layer.weight.detach().clone())
-            return super().forward({"image": self.norm(batch["image"])})
-
-        def on_validation_epoch_end(self):
-            assert not self.norm.training and self.norm.num_batches_tracked == 4 * (self.current_epoch + 1)
-
-    module = Normalised()
-    fit_scores(tmp_path, module, None, [EMA(0.5)])
-    saved = load(tmp_path / "last.ckpt")
-    for name in ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked"):
-        assert torch.equal(saved["state_dict"][name], saved["current_model_state"][name]), name
-    assert saved["state_dict"]["norm.num_batches_tracked"] == 8
-    _, first, *others, after_validation = module.weights["train"][:5]  # weights before each step
-    average = first
-    for weight in [*others, after_validation]:
-        average = 0.5 * average + 0.5 * weight
-    torch.testing.assert_close(module.weights["val"][0], average)
-    assert not torch.equal(after_validation, average)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from swin_lightning.callbacks import BestMetric, ProgressBar, TrainingMonitor
-from swin_lightning.checkpointing import EMA, PerStepSeed
+from swin_lightning.checkpointing import PerStepSeed
 from swin_lightning.data import Digits
+from swin_lightning.ema import EMA
 from swin_lightning.loggers import CSVLogger
 from swin_lightning.models import SwinTransformer, SwinTransformerV2, swin
 from swin_lightning.tasks.classification import SwinClassifier
