@@ -1,7 +1,8 @@
 """Entry point of `swin-lightning` and `python -m swin_lightning`, which Lightning also starts for every rank.
 
-Exit codes: 0, 2 for an error of the user, 1 for any other error, 143 after SIGTERM, 141 if the reader of the output has
-gone. Heavy imports are deferred until the command is known.
+Exit codes: 0, 2 for an error of the user, 1 for any other error, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP
+(the terminal was closed), 141 if the reader of the output has gone. Heavy imports are deferred until the command is
+known.
 """
 
 import os
@@ -30,6 +31,9 @@ def console() -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit prints an error
         sys.exit(128 + signal.SIGPIPE)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         mistake = user_error(error)
         if mistake is None:
@@ -54,14 +58,9 @@ def _run(argv: list[str]) -> None:
         sys.path.append(os.getcwd())  # classes in files of the working directory can be named, as in cli.main
         load_command(command)(argv[1:])
         return
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
-
     from swin_lightning.cli import main
 
-    try:
-        main()
-    except SIGTERMException:
-        sys.exit(128 + signal.SIGTERM)
+    main()
 
 
 def _stdout_is_closed() -> bool:

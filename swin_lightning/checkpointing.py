@@ -8,9 +8,11 @@ whereas a stored generator state would be that of one process.
 
 import logging
 import os
-import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from swin_lightning.errors import UserError
 
@@ -151,9 +154,8 @@ class Checkpoint(ModelCheckpoint):
 class LastCheckpoint(CheckpointCallback):
     """Writes `last.ckpt` by epochs, steps and minutes, at the end of training, and on interruption.
 
-    `last.ckpt` is always written between two optimizer steps: Ctrl-C waits for the end of the step (with gradient
-    accumulation, of all of its batches; a second Ctrl-C does not wait), and an error within a step leaves the file of
-    an earlier step.
+    `last.ckpt` is always written between two optimizer steps. An error within a step leaves the file of an earlier
+    step. After an error rank 0 writes it without the other ranks, which may have ended or wait for one that has.
 
     Args:
         every_n_epochs: Epochs between writes.
@@ -179,40 +181,36 @@ class LastCheckpoint(CheckpointCallback):
         self.every_n_train_steps, self.every_n_minutes = every_n_train_steps, every_n_minutes
         self._saved_at, self._saved_step = 0.0, -1  # time and optimizer step of the last write
         self._step_before = 0  # optimizer steps before the current batch
-        self._between_steps = True  # weights, averages and counters are consistent, and there are no gradients
         self._between_epochs = False
-        self._interrupted = False
-        self._handler: Any = None  # of SIGINT, before training
+        self._in_step = False  # weights, averages and counters are inconsistent, or there are gradients
+        self._consistent = threading.Lock()  # held in the step, and while another thread saves
+
+    @property
+    def between_steps(self) -> bool:
+        """Whether weights, averages and counters belong to the same optimizer step, and there are no gradients."""
+        return not self._in_step
+
+    @property
+    def path(self) -> Path:
+        """Path of `last.ckpt`."""
+        return Path(str(self.dirpath)) / "last.ckpt"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         use_atomic_io(trainer)
         self.dirpath = self.dirpath or os.path.join(trainer.default_root_dir, "checkpoints")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._between_steps, self._interrupted = True, False
+        self._leave_step()
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step  # there is nothing new to save yet
-        if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGINT, self._interrupt)
-
-    def _interrupt(self, *_: Any) -> None:
-        if self._between_steps or self._interrupted:
-            raise KeyboardInterrupt
-        self._interrupted = True
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._restore_handler()
-
-    def _restore_handler(self) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            self._handler = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._step_before = trainer.global_step
         self._between_epochs = False
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._between_steps = False
+        if not self._in_step:
+            self._consistent.acquire()
+            self._in_step = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -221,15 +219,13 @@ class LastCheckpoint(CheckpointCallback):
         step, every = trainer.global_step, self.every_n_train_steps
         if step == self._step_before:  # gradients are being accumulated
             return
-        self._between_steps = True
+        self._leave_step()
         due = every > 0 and step // every > self._step_before // every
         if self.every_n_minutes > 0:
             late = time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
             due = trainer.strategy.broadcast(late) or due  # clocks differ, and all ranks must agree
         if due and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # see on_train_epoch_end
             self._save(trainer)
-        if self._interrupted:
-            raise KeyboardInterrupt
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write `last.ckpt` after a validation within an epoch.
@@ -238,7 +234,7 @@ class LastCheckpoint(CheckpointCallback):
         stopping have seen the metrics. Resumed from here, they would never see them.
         """
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting and self._between_steps and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if fitting and self.between_steps and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save_epoch(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -252,10 +248,31 @@ class LastCheckpoint(CheckpointCallback):
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save the current state, so that `--ckpt_path last` continues after Ctrl-C, SIGTERM or an error."""
-        self._restore_handler()
-        ready = trainer.state.fn == "fit" and trainer.global_step > 0 and not trainer.sanity_checking
-        if not ready or not self._between_steps or self._saved_step == trainer.global_step:
+        """Save the current state, so that `--ckpt_path last` continues after a signal or an error, and say how."""
+        if trainer.state.fn != "fit":
+            return
+        try:
+            agreed = isinstance(exception, SystemExit)  # all ranks raise it before the same step, see shutdown.py
+            if self.between_steps and (agreed or is_replicated(trainer)):
+                with self._consistent:
+                    self._save_interrupted(trainer)
+        finally:
+            self._say_how_to_resume(trainer)
+
+    def save_from_thread(self, trainer: Trainer) -> None:
+        """Save the current state from another thread than the main thread, which is stuck; the process then ends.
+
+        Nothing is saved if the main thread is within an optimizer step.
+        """
+        if trainer.state.fn == "fit" and self._consistent.acquire(timeout=1.0):
+            try:
+                self._save_interrupted(trainer)
+            finally:
+                self._say_how_to_resume(trainer)
+
+    def _save_interrupted(self, trainer: Trainer) -> None:
+        """Save between two steps, without a collective operation if every rank holds the whole model."""
+        if trainer.global_step == 0 or trainer.sanity_checking or self._saved_step == trainer.global_step:
             return
         loop = trainer.fit_loop
         epochs: Any = loop.epoch_progress.current
@@ -266,11 +283,29 @@ class LastCheckpoint(CheckpointCallback):
             validation.reset()
             validation.increment_ready()
             validation.increment_started()
-        self._save(trainer)
+        if not is_replicated(trainer):
+            self._save(trainer)
+        elif trainer.is_global_zero:
+            with without_barriers(trainer):
+                self._save(trainer)
+
+    def _say_how_to_resume(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if self._saved_step > 0 and self.path.is_file():
+            where = f"{self.path} has step {self._saved_step}; resume with --ckpt_path {self.path}"
+        else:
+            where = "no checkpoint was written"
+        print(f"stopped in epoch {trainer.current_epoch + 1}, step {trainer.global_step}; {where}", file=sys.stderr)
+
+    def _leave_step(self) -> None:
+        if self._in_step:
+            self._in_step = False
+            self._consistent.release()
 
     def _save(self, trainer: Trainer) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            trainer.save_checkpoint(os.path.join(str(self.dirpath), "last.ckpt"), weights_only=False)
+            trainer.save_checkpoint(str(self.path), weights_only=False)
             self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
 
@@ -287,3 +322,19 @@ def use_atomic_io(trainer: Trainer) -> None:
     """Let the Trainer write checkpoints atomically, unless it was given a `CheckpointIO`."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+
+def is_replicated(trainer: Trainer) -> bool:
+    """Whether every rank holds the whole model, so that rank 0 alone can write a checkpoint."""
+    return isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+
+
+@contextmanager
+def without_barriers(trainer: Trainer) -> Iterator[None]:
+    """Let rank 0 alone call `trainer.save_checkpoint`, which ends with a barrier of all ranks."""
+    strategy: Any = trainer.strategy
+    strategy.barrier = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del strategy.barrier

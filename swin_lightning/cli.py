@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import signal
 import sys
 import warnings
 from copy import deepcopy
@@ -12,9 +13,9 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from swin_lightning import allocator, config
 from swin_lightning.callbacks import (
@@ -28,12 +29,13 @@ from swin_lightning.callbacks import (
 from swin_lightning.checkpointing import PerStepSeed
 from swin_lightning.commands import COMMANDS, asks_for_help, check_command, load_command
 from swin_lightning.data import ImageNet
-from swin_lightning.errors import UserError, user_error
+from swin_lightning.errors import UserError, summarize, user_error
 from swin_lightning.loggers import ended_by_sweep, finish_wandb
 from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter
 from swin_lightning.runs import RunFolder, find_checkpoint
+from swin_lightning.shutdown import Interrupted, RankError, Shutdown, end_with_parent, raise_on_signals
 
 RUN_DIR_ENV = "SWIN_LIGHTNING_RUN_DIR"  # the run folder, for the ranks that Lightning starts on this machine
 LINKED = {"num_classes", "class_names"}  # arguments of the model that the data module provides
@@ -138,6 +140,7 @@ class CLI(LightningCLI):
         callbacks += [callback for callback in optional if getattr(callback, "enabled", True)]
         callbacks += [
             PerStepSeed(),
+            options.non_finite,
             TrainingMonitor(),
             BestMetric(),
             *([BestMetric(monitor, self.checkpoint.mode)] if monitor != "val/acc" else []),
@@ -152,7 +155,10 @@ class CLI(LightningCLI):
         if not dry_run:
             named = config.flatten(yaml.safe_load(self.saved_config))
             callbacks.append(SaveConfig(self.run, self.saved_config, named))
-        return Trainer(**{**trainer, "callbacks": callbacks})
+        try:
+            return Trainer(**{**trainer, "callbacks": [Shutdown(), *callbacks]})
+        except (ValueError, TypeError, MisconfigurationException) as error:  # a bug in it would be Lightning's
+            raise UserError(f"trainer: {summarize(error)}") from error
 
     def after_instantiate_classes(self) -> None:
         found = self.model.hparams.get("num_classes")
@@ -271,12 +277,17 @@ def main(args: list[str] | None = None) -> CLI | None:
 
             print_help(argv)
             return None
-        return CLI(argv)
-    except SIGTERMException:  # a SystemExit
-        if not ended_by_sweep():
+        if RUN_DIR_ENV in os.environ and not _is_rank_zero():
+            end_with_parent()
+        with raise_on_signals():
+            return CLI(argv)
+    except Interrupted as interrupted:
+        if interrupted.signal != signal.SIGTERM or not ended_by_sweep():
             raise
         return None
     except Exception as error:
+        if isinstance(error.__cause__, Interrupted | RankError):  # this rank fails because another one has ended
+            raise error.__cause__ from None
         mistake = user_error(error)
         if mistake is None:
             raise

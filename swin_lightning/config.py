@@ -24,6 +24,7 @@ from swin_lightning.data import ImageDataModule
 from swin_lightning.ema import EMA
 from swin_lightning.errors import UserError, collapse_whitespace
 from swin_lightning.models import SwinTransformer
+from swin_lightning.non_finite import NonFinite
 from swin_lightning.tasks import SwinClassifier
 
 PACKAGE = Path(__file__).parent
@@ -140,6 +141,7 @@ def add_options(parser: LightningArgumentParser) -> None:
     parser.add_lightning_class_args(Checkpoint, "checkpoint")
     parser.add_lightning_class_args(EMA, "ema")
     parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+    parser.add_lightning_class_args(NonFinite, "non_finite")
     for name in ("num_classes", "class_names"):
         # through a function: a data module without the attribute serves any model that does not need it
         parser.link_arguments("data", f"model.init_args.{name}", _attribute(name), apply_on="instantiate")

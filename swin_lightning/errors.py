@@ -1,10 +1,11 @@
-"""Errors caused by user input: one line with the offending value and what to do about it.
+"""Errors caused by user input or the machine: one line with the offending value and what to do about it.
 
 A `UserError` is raised where the mistake is known and printed by the entry point without a traceback. Every other
 exception is a bug, of this package or of a library, and keeps its traceback.
 """
 
 import argparse
+import errno
 import re
 from typing import NoReturn
 
@@ -20,22 +21,56 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}; run {self.prog} --help for options")
 
 
+# What a library's message says about the machine -> what to do. They are RuntimeErrors of torch, known by their text.
+REMEDIES = {
+    r"out of memory|can't allocate memory|cannot allocate memory|unable to allocate": (
+        "out of memory: use more accumulated batches (--trainer.accumulate_grad_batches; the global batch size stays), "
+        "--model.gradient_checkpointing true, a smaller --data.batch_size, or fewer --data.num_workers"
+    ),
+    r"bus error|shared memory|torch_shm_manager|shm_open": (
+        "no shared memory left for the data loader: lower --data.num_workers (0 needs none), or enlarge /dev/shm "
+        "(docker run --shm-size)"
+    ),
+    r"too many open files": "too many open files: lower --data.num_workers, or raise the limit (ulimit -n)",
+    r"dataloader worker .* (exited unexpectedly|killed by signal)": (
+        "a worker of the data loader was killed, as by the system when memory runs out: lower --data.num_workers"
+    ),
+    r"connection (closed|reset) by peer|connection refused|nccl.*(remote|unhandled)|gloo.*(timed out|broken pipe)": (
+        "the connection to another rank was lost: its process was killed or its machine failed; see its output"
+    ),
+}
+# errors of files that belong to the machine and not to the program
+ENVIRONMENT = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EMFILE),
+    *(errno.ENFILE, errno.EIO, errno.ESTALE),
+}
+
+
 def user_error(error: BaseException) -> UserError | None:
     """The mistake behind an exception, or None for a bug.
 
     jsonargparse and Lightning wrap what a class raises, so the chain of causes is searched. Lightning's
-    `MisconfigurationException` reports wrong arguments of the Trainer and counts as well, and so does a package that a
-    class of the configuration needs and that is not installed.
+    `MisconfigurationException` reports wrong arguments of the Trainer and counts as well, and so do a package that a
+    class of the configuration needs and that is not installed, a file that cannot be written or read, and a machine
+    that runs out of something.
     """
+    causes: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None:
+    while cause is not None and cause not in causes:  # `raise error from error` is a cycle
+        causes.append(cause)
+        cause = cause.__cause__
+    for cause in causes:
         if isinstance(cause, UserError):
             return cause if str(cause) == summarize(cause) else UserError(summarize(cause))
+    for cause in causes:
         # by name: this module imports nothing heavy
         misconfigured = type(cause).__name__ == "MisconfigurationException"
         if misconfigured or (isinstance(cause, ModuleNotFoundError) and cause is not error):
             return UserError(summarize(cause))
-        cause = cause.__cause__
+        if isinstance(cause, OSError) and cause.errno in ENVIRONMENT and cause.filename is not None:
+            return UserError(f"{cause.filename}: {cause.strerror}")
+        if isinstance(cause, RuntimeError | MemoryError | OSError) and (remedy := _remedy(cause)):
+            return UserError(remedy)
     return None
 
 
@@ -50,3 +85,15 @@ def summarize(error: BaseException) -> str:
 def collapse_whitespace(message: str) -> str:
     """Replace every run of white space by one space."""
     return re.sub(r"\s+", " ", message).strip()
+
+
+def _remedy(error: BaseException) -> str | None:
+    if isinstance(error, MemoryError):
+        return next(iter(REMEDIES.values()))
+    text = str(error)
+    found = (remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, text, re.IGNORECASE))
+    first = next(found, None)
+    if first is None:
+        return None
+    lines = collapse_whitespace(text)
+    return f"{first} ({lines[:160]}{'...' if len(lines) > 160 else ''})"

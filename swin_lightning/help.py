@@ -98,7 +98,7 @@ def help_page(command: str, arguments: Sequence[str]) -> Iterator[str]:
     if "backbone" in model:
         yield from class_section("model.backbone", model["backbone"], "swin_lightning.models.SwinTransformer")
     yield from class_section("data", values.data, "swin_lightning.data.ImageDataModule")
-    for group in ("checkpoint", "ema", "early_stopping"):
+    for group in ("checkpoint", "ema", "early_stopping", "non_finite"):
         yield f"\n{group}:"
         yield from table(rows(group, options.GROUPS[group], vars(values[group])))
     yield "\ntrainer:"

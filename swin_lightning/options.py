@@ -27,8 +27,15 @@ from swin_lightning import config
 from swin_lightning.callbacks import EarlyStopping
 from swin_lightning.checkpointing import Checkpoint
 from swin_lightning.ema import EMA
+from swin_lightning.non_finite import NonFinite
 
-GROUPS = {"trainer": Trainer, "checkpoint": Checkpoint, "ema": EMA, "early_stopping": EarlyStopping}
+GROUPS = {
+    "trainer": Trainer,
+    "checkpoint": Checkpoint,
+    "ema": EMA,
+    "early_stopping": EarlyStopping,
+    "non_finite": NonFinite,
+}
 LINKED = {
     *("model.num_classes", "model.class_names", "data.seed"),  # see the links of config.add_options
     *("model.optimizer.params", "model.optimizer.lr", "model.optimizer.weight_decay", "model.lr_schedule.optimizer"),

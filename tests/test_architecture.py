@@ -28,6 +28,8 @@ FORBIDDEN = {
     "callbacks.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
     "checkpointing.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
     "ema.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
+    "shutdown.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
+    "non_finite.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
     "loggers.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
 }
 # library or module -> the only files that import it
@@ -44,6 +46,7 @@ RESERVED = {
 # name -> reason; the list is as short as the public interfaces of the libraries allow
 PRIVATE_NAMES = {
     "_average_model": "Lightning's WeightAveraging has no public access to the averaged model (ema.py)",
+    "_exit": "os._exit is public in spite of its name (shutdown.py)",
 }
 
 

@@ -20,6 +20,7 @@ from swin_lightning.ema import EMA
 from swin_lightning.errors import UserError
 from swin_lightning.loggers import CSVLogger
 from swin_lightning.models import SwinTransformer
+from swin_lightning.shutdown import Interrupted
 from swin_lightning.tasks.classification import SwinClassifier
 from tests.support.cli import DIGITS, SHORT, metrics
 from tests.support.kills import STATES, compare, differences, write_parquet
@@ -204,7 +205,7 @@ class InterruptAtStep(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.step:
-            raise KeyboardInterrupt
+            raise Interrupted(signal.SIGINT)
 
 
 class InterruptAt(Callback):
@@ -217,7 +218,7 @@ class InterruptAt(Callback):
     def count(self, trainer, *_, **__):
         self.calls += trainer.state.fn == "fit"
         if self.calls == 2 and trainer.state.fn == "fit":
-            raise KeyboardInterrupt
+            raise Interrupted(signal.SIGINT)
 
 
 HOOKS = [
@@ -247,30 +248,6 @@ def test_interruption_between_steps_loses_and_repeats_nothing(hook, every_n_epoc
     assert resumed.callback_metrics == whole.callback_metrics
     if every_n_epochs == 1 and hook != "on_train_epoch_end":
         assert load(tmp_path / "best.ckpt")["global_step"] == 8
-
-
-def test_ctrl_c_waits_for_the_end_of_the_step(tmp_path):
-    class Press(Callback):
-        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            if trainer.global_step == 5:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(SystemExit):
-        fit_scores(tmp_path, Scores([1.0] * 2), None, [Press()])
-    assert load(tmp_path / "last.ckpt")["global_step"] == 6
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_ctrl_c_waits_for_all_accumulated_batches(tmp_path):
-    class Press(Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            if batch_idx == 1 and trainer.current_epoch == 1:  # the second of two batches of the third step
-                os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(SystemExit):
-        fit_scores(tmp_path, Scores([1.0] * 2), None, [Press()], accumulate_grad_batches=2)
-    assert load(tmp_path / "last.ckpt")["global_step"] == 3
 
 
 def test_error_within_a_step_keeps_the_checkpoint_before_it(tmp_path):

@@ -74,3 +74,40 @@ def test_console_lets_a_bug_through(monkeypatch):
     with pytest.raises(ValueError, match=r"zip\(\) argument 2 is shorter") as caught:
         console()
     assert type(caught.value) is ValueError  # Python prints the traceback and exits with 1
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), "--trainer.accumulate_grad_batches"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "--model.gradient_checkpointing true"),
+        (MemoryError(), "--data.batch_size"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible"), "--shm-size"),
+        (RuntimeError("unable to open shared memory object </torch_1> in read-write mode"), "--data.num_workers"),
+        (RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly"), "lower --data.num_workers"),
+        (OSError(24, "Too many open files"), "ulimit -n"),
+        (RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:1"), "connection to another rank was lost"),
+        (PermissionError(13, "Permission denied", "runs"), "runs: Permission denied"),
+        (OSError(36, "File name too long", "a" * 300), "a: File name too long"),
+        (OSError(28, "No space left on device", "runs/x"), "runs/x: No space left"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line_with_a_remedy(error, remedy):
+    message = str(user_error(error))
+    assert remedy in message and "\n" not in message
+
+
+def test_mistake_in_the_chain_of_causes_comes_before_its_consequences():
+    error = RuntimeError("Connection closed by peer")
+    error.__cause__ = UserError("rank 1: cannot read image 7")
+    assert str(user_error(error)) == "rank 1: cannot read image 7"
+    mistake = UserError("once")
+    mistake.__cause__ = mistake  # `raise error from error`
+    assert user_error(mistake) is mistake
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shape mismatch"), FileNotFoundError(2, "No such file", "x"), OSError("x")]
+)
+def test_bugs_are_not_mistakes(error):
+    assert user_error(error) is None
