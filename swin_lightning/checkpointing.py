@@ -290,12 +290,12 @@ class LastCheckpoint(CheckpointCallback):
                 self._save(trainer)
 
     def _say_how_to_resume(self, trainer: Trainer) -> None:
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or not trainer.global_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        where = "no checkpoint was written"
         if self._saved_step > 0 and self.path.is_file():
-            where = f"{self.path} has step {self._saved_step}; resume with --ckpt_path {self.path}"
-        else:
-            where = "no checkpoint was written"
+            path = os.path.relpath(self.path)
+            where = f"{path} has step {self._saved_step}; resume with --ckpt_path {path}"
         print(f"stopped in epoch {trainer.current_epoch + 1}, step {trainer.global_step}; {where}", file=sys.stderr)
 
     def _leave_step(self) -> None:

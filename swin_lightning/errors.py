@@ -42,7 +42,7 @@ REMEDIES = {
 # errors of files that belong to the machine and not to the program
 ENVIRONMENT = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EMFILE),
-    *(errno.ENFILE, errno.EIO, errno.ESTALE),
+    *(errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOTDIR),
 }
 
 

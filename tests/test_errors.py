@@ -88,6 +88,7 @@ def test_console_lets_a_bug_through(monkeypatch):
         (OSError(24, "Too many open files"), "ulimit -n"),
         (RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:1"), "connection to another rank was lost"),
         (PermissionError(13, "Permission denied", "runs"), "runs: Permission denied"),
+        (NotADirectoryError(20, "Not a directory", "runs/x"), "runs/x: Not a directory"),
         (OSError(36, "File name too long", "a" * 300), "a: File name too long"),
         (OSError(28, "No space left on device", "runs/x"), "runs/x: No space left"),
     ],

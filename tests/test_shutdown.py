@@ -32,7 +32,7 @@ def test_signal_waits_for_the_end_of_the_step(tmp_path, number, capsys):
     assert raised.value.code == 128 + number
     assert load(tmp_path / "last.ckpt")["global_step"] == 6
     assert signal.getsignal(number) is before
-    path = tmp_path / "last.ckpt"
+    path = os.path.relpath(tmp_path / "last.ckpt")
     assert f"stopped in epoch 2, step 6; {path} has step 6; resume with --ckpt_path {path}" in capsys.readouterr().err
 
 
