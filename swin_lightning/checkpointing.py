@@ -154,8 +154,9 @@ class Checkpoint(ModelCheckpoint):
 class LastCheckpoint(CheckpointCallback):
     """Writes `last.ckpt` by epochs, steps and minutes, at the end of training, and on interruption.
 
-    `last.ckpt` is always written between two optimizer steps. An error within a step leaves the file of an earlier
-    step. After an error rank 0 writes it without the other ranks, which may have ended or wait for one that has.
+    `last.ckpt` always holds the state between two optimizer steps. After an error in forward or backward passes it is
+    the state before the step; an error while the weights are updated leaves the file of an earlier step. After an error
+    rank 0 writes it without the other ranks, which may have ended or wait for one that has.
 
     Args:
         every_n_epochs: Epochs between writes.
@@ -182,13 +183,15 @@ class LastCheckpoint(CheckpointCallback):
         self._saved_at, self._saved_step = 0.0, -1  # time and optimizer step of the last write
         self._step_before = 0  # optimizer steps before the current batch
         self._between_epochs = False
-        self._in_step = False  # weights, averages and counters are inconsistent, or there are gradients
-        self._consistent = threading.Lock()  # held in the step, and while another thread saves
+        self._batches = 0  # of the epoch, before the current optimizer step
+        self._has_gradients = False
+        self._updating = False  # weights, averages and counters do not belong to the same step
+        self._consistent = threading.Lock()  # held in an update, and while another thread saves
 
     @property
     def between_steps(self) -> bool:
         """Whether weights, averages and counters belong to the same optimizer step, and there are no gradients."""
-        return not self._in_step
+        return not self._has_gradients
 
     @property
     def path(self) -> Path:
@@ -200,17 +203,22 @@ class LastCheckpoint(CheckpointCallback):
         self.dirpath = self.dirpath or os.path.join(trainer.default_root_dir, "checkpoints")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._leave_step()
+        self._finish_update()
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step  # there is nothing new to save yet
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._step_before = trainer.global_step
         self._between_epochs = False
+        if self.between_steps:
+            self._batches = int(trainer.fit_loop.epoch_loop.batch_progress.current.processed)  # type: ignore[attr-defined]
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._in_step:
+        self._has_gradients = True
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if not self._updating:
             self._consistent.acquire()
-            self._in_step = True
+            self._updating = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -219,7 +227,7 @@ class LastCheckpoint(CheckpointCallback):
         step, every = trainer.global_step, self.every_n_train_steps
         if step == self._step_before:  # gradients are being accumulated
             return
-        self._leave_step()
+        self._finish_update()
         due = every > 0 and step // every > self._step_before // every
         if self.every_n_minutes > 0:
             late = time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
@@ -253,7 +261,7 @@ class LastCheckpoint(CheckpointCallback):
             return
         try:
             agreed = isinstance(exception, SystemExit)  # all ranks raise it before the same step, see shutdown.py
-            if self.between_steps and (agreed or is_replicated(trainer)):
+            if not self._updating and (agreed or is_replicated(trainer)):
                 with self._consistent:
                     self._save_interrupted(trainer)
         finally:
@@ -262,7 +270,7 @@ class LastCheckpoint(CheckpointCallback):
     def save_from_thread(self, trainer: Trainer) -> None:
         """Save the current state from another thread than the main thread, which is stuck; the process then ends.
 
-        Nothing is saved if the main thread is within an optimizer step.
+        Nothing is saved if the main thread is updating the weights.
         """
         if trainer.state.fn == "fit" and self._consistent.acquire(timeout=1.0):
             try:
@@ -271,10 +279,15 @@ class LastCheckpoint(CheckpointCallback):
                 self._say_how_to_resume(trainer)
 
     def _save_interrupted(self, trainer: Trainer) -> None:
-        """Save between two steps, without a collective operation if every rank holds the whole model."""
+        """Save the state before the current step, without a collective operation if each rank holds the whole model."""
         if trainer.global_step == 0 or trainer.sanity_checking or self._saved_step == trainer.global_step:
             return
         loop = trainer.fit_loop
+        batches: Any = loop.epoch_loop.batch_progress
+        if batches.current.ready > batches.current.processed or not self.between_steps:  # within a step
+            forgotten = 0 if self.between_steps else batches.current.processed - self._batches  # with their gradients
+            for count in (batches.current, batches.total):
+                count.ready = count.started = count.processed = count.completed = count.processed - forgotten
         epochs: Any = loop.epoch_progress.current
         if self._between_epochs and epochs.ready > epochs.processed:
             loop.epoch_loop.batch_progress.reset_on_run()  # or the epoch that has begun would count as trained
@@ -298,9 +311,10 @@ class LastCheckpoint(CheckpointCallback):
             where = f"{path} has step {self._saved_step}; resume with --ckpt_path {path}"
         print(f"stopped in epoch {trainer.current_epoch + 1}, step {trainer.global_step}; {where}", file=sys.stderr)
 
-    def _leave_step(self) -> None:
-        if self._in_step:
-            self._in_step = False
+    def _finish_update(self) -> None:
+        self._has_gradients = False
+        if self._updating:
+            self._updating = False
             self._consistent.release()
 
     def _save(self, trainer: Trainer) -> None:

@@ -250,14 +250,46 @@ def test_interruption_between_steps_loses_and_repeats_nothing(hook, every_n_epoc
         assert load(tmp_path / "best.ckpt")["global_step"] == 8
 
 
-def test_error_within_a_step_keeps_the_checkpoint_before_it(tmp_path):
-    class Fail(Callback):
-        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            if trainer.global_step == 6:
-                raise RuntimeError("within the step")
+class FailAt(Callback):
+    def __init__(self, hook, batch):
+        self.batch = batch
+        setattr(self, hook, self.fail)
 
-    with pytest.raises(RuntimeError, match="within the step"):
-        fit_scores(tmp_path, Scores([1.0] * 2), None, [Fail()], checkpoint={"every_n_train_steps": 5})
+    def fail(self, trainer, *_):
+        if trainer.fit_loop.total_batch_idx == self.batch:
+            raise RuntimeError("in the step")
+
+
+@pytest.mark.parametrize(
+    "hook", ["on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step"]
+)
+def test_error_in_a_step_saves_the_state_before_it(tmp_path, hook):
+    """Batch 6 is the second of the accumulated batches of the third step of the second epoch."""
+    options = {"accumulate_grad_batches": 2, "limit_val_batches": 0}
+    fit_scores(tmp_path / "whole", Scores(batches=4), None, [EMA(0.9)], **options)
+    with pytest.raises(RuntimeError, match="in the step"):
+        fit_scores(
+            tmp_path, Scores(batches=4), None, [EMA(0.9), FailAt(hook, 7 if "zero" not in hook else 6)], **options
+        )
+    assert load(tmp_path / "last.ckpt")["global_step"] == 3
+    fit_scores(tmp_path, Scores(batches=4), tmp_path / "last.ckpt", [EMA(0.9)], **options)
+    whole, resumed = load(tmp_path / "whole" / "last.ckpt"), load(tmp_path / "last.ckpt")
+    assert [d for key in STATES for d in differences(whole[key], resumed[key], key)] == []
+
+
+def test_error_in_an_update_keeps_the_checkpoint_before_it(tmp_path, monkeypatch):
+    step, calls = torch.optim.AdamW.step, []
+
+    def fail(self, closure=None):
+        loss = step(self, closure)
+        calls.append(loss)
+        if len(calls) == 7:
+            raise RuntimeError("in the update")
+        return loss
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fail)
+    with pytest.raises(RuntimeError, match="in the update"):
+        fit_scores(tmp_path, Scores([1.0] * 2), None, checkpoint={"every_n_train_steps": 5})
     assert load(tmp_path / "last.ckpt")["global_step"] == 5
 
 
