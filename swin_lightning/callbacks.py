@@ -18,6 +18,7 @@ from torch import Tensor
 from swin_lightning.checkpointing import metric_not_logged
 from swin_lightning.errors import UserError
 from swin_lightning.runs import RunFolder
+from swin_lightning.strategies import full_tensor
 
 
 class EarlyStopping(LightningEarlyStopping):
@@ -102,7 +103,7 @@ class TrainingMonitor(Callback):
             index = next((i for i, other in enumerate(trainer.optimizers) if other is optimizer), 0)
             suffix = f"/{index}" if index else ""
         gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
-        pl_module.log(f"train/grad_norm{suffix}", torch.nn.utils.get_total_norm(gradients))
+        pl_module.log(f"train/grad_norm{suffix}", full_tensor(torch.nn.utils.get_total_norm(gradients)))
         rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
         if rates:
             pl_module.log(f"train/lr{suffix}", max(rates))

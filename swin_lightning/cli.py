@@ -34,6 +34,7 @@ from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter
 from swin_lightning.runs import RunFolder, find_checkpoint
+from swin_lightning.strategies import check_strategy
 
 RUN_DIR_ENV = "SWIN_LIGHTNING_RUN_DIR"  # the run folder, for the ranks that Lightning starts on this machine
 LINKED = {"num_classes", "class_names"}  # arguments of the model that the data module provides
@@ -118,6 +119,7 @@ class CLI(LightningCLI):
         """The Trainer with its callbacks; precision defaults to bf16-mixed on GPUs that have it."""
         options = self.config_init[self.subcommand]
         trainer: dict[str, Any] = {**options.trainer, **kwargs}
+        check_strategy(trainer["strategy"])
         trainer["precision"] = config.default_precision(trainer["precision"], trainer["accelerator"])
         if (line := allocator.describe()) and _is_rank_zero():
             log.info(line)
