@@ -64,16 +64,15 @@ class SaveConfig(Callback):
         run: The run folder.
         text: The configuration as YAML.
         options: The configuration by the option names of the command line.
+        stage: The command. A test after `fit`, which `ddp_spawn` starts in new processes, saves nothing.
     """
 
-    def __init__(self, run: RunFolder, text: str, options: dict[str, Any]) -> None:
-        self.run, self.text, self.options = run, text, options
-        self._saved = False
+    def __init__(self, run: RunFolder, text: str, options: dict[str, Any], stage: str = "fit") -> None:
+        self.run, self.text, self.options, self.stage = run, text, options, stage
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._saved or not trainer.is_global_zero:
+        if stage != self.stage or not trainer.is_global_zero:
             return
-        self._saved = True
         self.run.path.mkdir(parents=True, exist_ok=True)
         self.run.next_config().write_text(self.text, encoding="utf-8")
         for logger in trainer.loggers:

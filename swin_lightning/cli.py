@@ -34,7 +34,7 @@ from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter
 from swin_lightning.runs import RunFolder, find_checkpoint
-from swin_lightning.strategies import check_strategy
+from swin_lightning.strategies import check_strategy, restore_progress
 
 RUN_DIR_ENV = "SWIN_LIGHTNING_RUN_DIR"  # the run folder, for the ranks that Lightning starts on this machine
 LINKED = {"num_classes", "class_names"}  # arguments of the model that the data module provides
@@ -119,7 +119,7 @@ class CLI(LightningCLI):
         """The Trainer with its callbacks; precision defaults to bf16-mixed on GPUs that have it."""
         options = self.config_init[self.subcommand]
         trainer: dict[str, Any] = {**options.trainer, **kwargs}
-        check_strategy(trainer["strategy"])
+        check_strategy(trainer["strategy"], trainer["sync_batchnorm"])
         trainer["precision"] = config.default_precision(trainer["precision"], trainer["accelerator"])
         if (line := allocator.describe()) and _is_rank_zero():
             log.info(line)
@@ -153,7 +153,7 @@ class CLI(LightningCLI):
             trainer["enable_progress_bar"] = sys.stdout.isatty()
         if not dry_run:
             named = config.flatten(yaml.safe_load(self.saved_config))
-            callbacks.append(SaveConfig(self.run, self.saved_config, named))
+            callbacks.append(SaveConfig(self.run, self.saved_config, named, str(self.subcommand)))
         return Trainer(**{**trainer, "callbacks": callbacks})
 
     def after_instantiate_classes(self) -> None:
@@ -170,6 +170,9 @@ class CLI(LightningCLI):
         if type(self.model).test_step is LightningModule.test_step:
             print(f"no test: {type(self.model).__name__} has no test_step", flush=True)
             return
+        last = Path(str(self.checkpoint.dirpath)) / "last.ckpt"
+        if self.trainer.global_step == 0 and last.is_file():  # ddp_spawn trained in other processes
+            restore_progress(self.trainer, read_checkpoint(str(last)))
         best = self.checkpoint.best_model_path or None
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
         self.after_test()

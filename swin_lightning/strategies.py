@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
@@ -49,7 +49,7 @@ class FSDP2(ModelParallelStrategy):
     def lightning_restore_optimizer(self) -> bool:
         return True
 
-    def setup(self, trainer: Any) -> None:
+    def setup(self, trainer: Trainer) -> None:
         if isinstance(self.precision_plugin, MixedPrecision) and self.precision_plugin.scaler is not None:
             raise UserError("trainer.precision 16-mixed: fsdp2 has no loss scaling; use bf16-mixed or 32-true")
         assert self.model is not None
@@ -59,6 +59,12 @@ class FSDP2(ModelParallelStrategy):
                 "configure_model, as Task does"
             )
         super().setup(trainer)
+
+    def on_validation_start(self) -> None:
+        """Use the buffers of rank 0, such as the statistics of a BatchNorm, as DDP does and as a checkpoint stores."""
+        assert self.model is not None
+        for buffer in self.model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         return self._resharded(super().validation_step(*args, **kwargs))
@@ -101,7 +107,7 @@ def shard(module: LightningModule, units: list[nn.Module]) -> None:
 
     Args:
         module: On any device.
-        units: Modules that are called through `forward`; of nested ones, the inner one first.
+        units: Modules that are called through `forward`, none within another.
 
     Raises:
         UserError: For a parameter without dimensions.
@@ -123,15 +129,16 @@ def shard(module: LightningModule, units: list[nn.Module]) -> None:
 
 
 def repeated_blocks(module: nn.Module) -> list[nn.Module]:
-    """The elements of lists and sequences of one class of composed modules: blocks and stages, the inner ones first."""
+    """The blocks of a network: elements of a list or sequence of composed modules of one class.
+
+    Of nested ones, such as stages and their blocks, the inner ones.
+    """
     found: dict[nn.Module, None] = {}
     for container in module.modules():
-        if not isinstance(container, nn.ModuleList | nn.Sequential):
-            continue
-        elements = list(container)
-        if len({type(e) for e in elements}) == 1 and all(any(e.children()) for e in elements):
+        elements = list(container) if isinstance(container, nn.ModuleList | nn.Sequential) else []
+        if len({type(element) for element in elements}) == 1 and all(any(e.children()) for e in elements):
             found |= dict.fromkeys(e for e in elements if any(True for _ in e.parameters()))
-    return list(reversed(found))
+    return [block for block in found if not any(inner in found for inner in block.modules() if inner is not block)]
 
 
 def load_full_state(module: nn.Module, state: Mapping[str, Any], strict: bool = True) -> None:
@@ -152,6 +159,13 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def restore_progress(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Take epoch and step from a checkpoint at the end of training, after a fit in processes that have ended."""
+    trainer.fit_loop.load_state_dict(checkpoint["loops"]["fit_loop"])
+    epochs = trainer.fit_loop.epoch_progress.current
+    epochs.completed = epochs.ready
+
+
 TPU = "is not supported; use auto, ddp or fsdp2 on GPUs or CPUs"
 UNSUPPORTED = {  # what a name begins with -> what is wrong and what to use
     "fsdp": "is not supported; use fsdp2",
@@ -160,15 +174,18 @@ UNSUPPORTED = {  # what a name begins with -> what is wrong and what to use
 }
 
 
-def check_strategy(strategy: str | Strategy) -> None:
+def check_strategy(strategy: str | Strategy, sync_batchnorm: bool = False) -> None:
     """Refuse strategies that cannot work.
 
     Args:
         strategy: A name, or an object of Lightning's or the user's.
+        sync_batchnorm: Option of the Trainer, which Lightning would ignore with FSDP2.
 
     Raises:
         UserError: For a name that does not exist, and for strategies that are not supported.
     """
+    if sync_batchnorm and (isinstance(strategy, FSDP2) or strategy == "fsdp2"):
+        raise UserError("trainer.sync_batchnorm true has no effect with fsdp2; use ddp, or SyncBatchNorm in the model")
     if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
         prefix = "fsdp" if isinstance(strategy, FSDPStrategy) else "deepspeed"
         raise UserError(f"trainer.strategy {type(strategy).__name__} {UNSUPPORTED[prefix]}")
@@ -176,7 +193,7 @@ def check_strategy(strategy: str | Strategy) -> None:
         return
     reasons = {name: _refusal(name) for name in ("auto", *StrategyRegistry.available_strategies())}
     supported = [name for name, reason in reasons.items() if not reason and "unused_parameters" not in name]
-    reason = reasons.get(strategy.lower(), f"does not exist; choose {', '.join(supported)}")
+    reason = reasons.get(strategy.lower(), f"does not exist; choose {', '.join(supported)}, or give a class_path")
     if reason:
         raise UserError(f"trainer.strategy {strategy} {reason}")
 

@@ -155,9 +155,9 @@ class Task(LightningModule):
         shard(self, self.sharded_units())
 
     def sharded_units(self) -> list[nn.Module]:
-        """Modules that `fsdp2` gathers one at a time, the inner one of nested ones first.
+        """Modules that `fsdp2` gathers one at a time; all others are gathered for the whole step.
 
-        By default the blocks and stages of the backbone: the elements of lists and sequences of one class. Override it
+        By default the blocks of the backbone: the elements of a `ModuleList` or `Sequential` of one class. Override it
         for a backbone that has no such elements, or that does not call them through `forward`.
         """
         return repeated_blocks(self.backbone)
