@@ -18,6 +18,7 @@ from torch import Tensor
 from swin_lightning.checkpointing import metric_not_logged
 from swin_lightning.errors import UserError
 from swin_lightning.runs import RunFolder
+from swin_lightning.strategies import full_tensor
 
 
 class EarlyStopping(LightningEarlyStopping):
@@ -63,16 +64,15 @@ class SaveConfig(Callback):
         run: The run folder.
         text: The configuration as YAML.
         options: The configuration by the option names of the command line.
+        stage: The command. A test after `fit`, which `ddp_spawn` starts in new processes, saves nothing.
     """
 
-    def __init__(self, run: RunFolder, text: str, options: dict[str, Any]) -> None:
-        self.run, self.text, self.options = run, text, options
-        self._saved = False
+    def __init__(self, run: RunFolder, text: str, options: dict[str, Any], stage: str = "fit") -> None:
+        self.run, self.text, self.options, self.stage = run, text, options, stage
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._saved or not trainer.is_global_zero:
+        if stage != self.stage or not trainer.is_global_zero:
             return
-        self._saved = True
         self.run.path.mkdir(parents=True, exist_ok=True)
         self.run.next_config().write_text(self.text, encoding="utf-8")
         for logger in trainer.loggers:
@@ -102,7 +102,7 @@ class TrainingMonitor(Callback):
             index = next((i for i, other in enumerate(trainer.optimizers) if other is optimizer), 0)
             suffix = f"/{index}" if index else ""
         gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
-        pl_module.log(f"train/grad_norm{suffix}", torch.nn.utils.get_total_norm(gradients))
+        pl_module.log(f"train/grad_norm{suffix}", full_tensor(torch.nn.utils.get_total_norm(gradients)))
         rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
         if rates:
             pl_module.log(f"train/lr{suffix}", max(rates))

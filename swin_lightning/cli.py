@@ -36,6 +36,7 @@ from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter
 from swin_lightning.runs import RunFolder, find_checkpoint
 from swin_lightning.shutdown import Interrupted, RankError, Shutdown, end_with_parent, raise_on_signals
+from swin_lightning.strategies import check_strategy, restore_progress
 
 RUN_DIR_ENV = "SWIN_LIGHTNING_RUN_DIR"  # the run folder, for the ranks that Lightning starts on this machine
 LINKED = {"num_classes", "class_names"}  # arguments of the model that the data module provides
@@ -120,6 +121,7 @@ class CLI(LightningCLI):
         """The Trainer with its callbacks; precision defaults to bf16-mixed on GPUs that have it."""
         options = self.config_init[self.subcommand]
         trainer: dict[str, Any] = {**options.trainer, **kwargs}
+        check_strategy(trainer["strategy"], trainer["sync_batchnorm"])
         trainer["precision"] = config.default_precision(trainer["precision"], trainer["accelerator"])
         if (line := allocator.describe()) and _is_rank_zero():
             log.info(line)
@@ -154,7 +156,7 @@ class CLI(LightningCLI):
             trainer["enable_progress_bar"] = sys.stdout.isatty()
         if not dry_run:
             named = config.flatten(yaml.safe_load(self.saved_config))
-            callbacks.append(SaveConfig(self.run, self.saved_config, named))
+            callbacks.append(SaveConfig(self.run, self.saved_config, named, str(self.subcommand)))
         try:
             return Trainer(**{**trainer, "callbacks": [Shutdown(), *callbacks]})
         except (ValueError, TypeError, MisconfigurationException) as error:  # a bug in it would be Lightning's
@@ -174,6 +176,9 @@ class CLI(LightningCLI):
         if type(self.model).test_step is LightningModule.test_step:
             print(f"no test: {type(self.model).__name__} has no test_step", flush=True)
             return
+        last = Path(str(self.checkpoint.dirpath)) / "last.ckpt"
+        if self.trainer.global_step == 0 and last.is_file():  # ddp_spawn trained in other processes
+            restore_progress(self.trainer, read_checkpoint(str(last)))
         best = self.checkpoint.best_model_path or None
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
         self.after_test()

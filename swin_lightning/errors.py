@@ -67,6 +67,9 @@ def user_error(error: BaseException) -> UserError | None:
         misconfigured = type(cause).__name__ == "MisconfigurationException"
         if misconfigured or (isinstance(cause, ModuleNotFoundError) and cause is not error):
             return UserError(summarize(cause))
+        last = str(cause).strip().rpartition("\n")[2]
+        if type(cause).__name__ == "ProcessRaisedException" and last.startswith(f"{UserError.__module__}.UserError: "):
+            return UserError(last.partition(": ")[2])  # of a rank of ddp_spawn, which sends its traceback as text
         if isinstance(cause, OSError) and cause.errno in ENVIRONMENT and cause.filename is not None:
             return UserError(f"{cause.filename}: {cause.strerror}")
         if isinstance(cause, RuntimeError | MemoryError | OSError) and (remedy := _remedy(cause)):

@@ -6,8 +6,10 @@ from typing import Any, Literal
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from swin_lightning.errors import UserError
+from swin_lightning.strategies import full_tensor, local_tensor
 
 REMEDY = "lower model.lr, raise model.warmup_epochs, set trainer.gradient_clip_val, or check the data"
 SHOWN = 20  # sample indices in a message
@@ -57,7 +59,7 @@ class NonFinite(Callback):
                 raise step.error()
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = total_norm([p.grad for p in parameters if not p.grad.is_sparse])
+        norm = full_tensor(get_total_norm([p.grad for p in parameters if not p.grad.is_sparse]))
         finite = torch.isfinite(norm)  # the same on all ranks, which the loss is not
         fused = all(group.get("fused") for group in optimizer.param_groups)
         if self.action == "skip":
@@ -118,18 +120,12 @@ class Step:
         )
 
 
-def total_norm(gradients: list[Any]) -> Tensor:
-    """2-norm of all gradients, also of those that are sharded over the ranks."""
-    norm: Any = torch.nn.utils.get_total_norm(gradients) if gradients else torch.tensor(0.0)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # type: ignore[no-any-return]
-
-
 def non_finite_parameter(module: torch.nn.Module) -> str | None:
     """Name of the first parameter with a NaN or an infinity, None if there is none. Waits for a GPU once."""
     named = [(name, p.detach()) for name, p in module.named_parameters() if p.is_floating_point() and p.numel()]
     if not named:
         return None
-    shards = [p.to_local() if hasattr(p, "to_local") else p for _, p in named]
+    shards = [local_tensor(p) for _, p in named]
     largest = [torch.linalg.vector_norm(p, float("inf")) if p.numel() else p.new_zeros(()) for p in shards]
     bad = (~torch.isfinite(torch.stack(largest))).nonzero().flatten().tolist()
     return named[bad[0]][0] if bad else None

@@ -30,6 +30,7 @@ FORBIDDEN = {
     "ema.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
     "shutdown.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
     "non_finite.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
+    "strategies.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
     "loggers.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
 }
 # library or module -> the only files that import it
@@ -45,7 +46,6 @@ RESERVED = {
 }
 # name -> reason; the list is as short as the public interfaces of the libraries allow
 PRIVATE_NAMES = {
-    "_average_model": "Lightning's WeightAveraging has no public access to the averaged model (ema.py)",
     "_exit": "os._exit is public in spite of its name (shutdown.py)",
 }
 

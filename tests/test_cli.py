@@ -190,7 +190,7 @@ def test_metrics_of_two_ranks_equal_those_of_one():
     assert results[0] == pytest.approx(results[1], abs=1e-6)
 
 
-INTERRUPTED = [(signal.SIGINT, 1), (signal.SIGTERM, 143)]
+INTERRUPTED = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 
 def resume(step):

@@ -12,6 +12,7 @@ from jsonargparse.typing import register_type
 from lightning import LightningModule
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -19,6 +20,7 @@ from swin_lightning.errors import UserError, summarize
 from swin_lightning.models.resize import BiasResize
 from swin_lightning.models.weights import HeadRows, load_weights
 from swin_lightning.optim import FactorLR, ScheduleName, lr_factor, parameter_groups, rescale_lr
+from swin_lightning.strategies import FSDP2, repeated_blocks, shard
 
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]  # (parameter groups, lr); lr is an option of the task
@@ -140,6 +142,25 @@ class Task(LightningModule):
             # in place, which keeps parameter names; static shapes, since dynamic=True took >20 min to compile
             self.backbone.compile(mode=mode, dynamic=False)
             self.compile_backbone = False
+
+    def configure_model(self) -> None:
+        """Shard the parameters, under the strategy `fsdp2` alone."""
+        if self.device_mesh is None or isinstance(self, FSDPModule):  # another strategy, or a test after fit
+            return
+        if not isinstance(self.trainer.strategy, FSDP2):
+            raise UserError(
+                f"trainer.strategy {type(self.trainer.strategy).__name__}: {type(self).__name__} is sharded by fsdp2; "
+                "for another parallelism override its configure_model"
+            )
+        shard(self, self.sharded_units())
+
+    def sharded_units(self) -> list[nn.Module]:
+        """Modules that `fsdp2` gathers one at a time; all others are gathered for the whole step.
+
+        By default the blocks of the backbone: the elements of a `ModuleList` or `Sequential` of one class. Override it
+        for a backbone that has no such elements, or that does not call them through `forward`.
+        """
+        return repeated_blocks(self.backbone)
 
     def train(self, mode: bool = True) -> "Task":
         super().train(mode)
