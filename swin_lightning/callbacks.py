@@ -96,6 +96,15 @@ class SaveConfig(Callback):
             logger.log_hyperparams(self.options)
 
 
+class ResumeLoggers(Callback):
+    """Tells loggers that have `continue_from(step)` at which step a run is resumed, so that they log no step twice."""
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        for logger in trainer.loggers if trainer.state.fn == "fit" else ():
+            if hasattr(logger, "continue_from"):
+                logger.continue_from(checkpoint["global_step"])
+
+
 class TrainingMonitor(Callback):
     """Logs learning rate, gradient norm (before clipping) and images per second at the steps that the Trainer logs.
 

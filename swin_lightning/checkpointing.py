@@ -149,7 +149,9 @@ class Checkpoint(ModelCheckpoint):
             return
         if other.filename in ("best", "last"):
             name = type(other).__name__
-            raise UserError(f"trainer.callbacks: {name}.filename {other.filename} is written by checkpoint; set another")
+            raise UserError(
+                f"trainer.callbacks: {name}.filename {other.filename} is written by checkpoint; set another"
+            )
         other.save_last = None  # there is a last.ckpt
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

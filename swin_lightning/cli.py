@@ -22,6 +22,7 @@ from swin_lightning.callbacks import (
     CompileTimeLogger,
     EpochSummary,
     ProgressBar,
+    ResumeLoggers,
     SaveConfig,
     TrainingMonitor,
 )
@@ -29,12 +30,12 @@ from swin_lightning.checkpointing import PerStepSeed
 from swin_lightning.commands import COMMANDS, asks_for_help, check_command, load_command
 from swin_lightning.data import ImageNet
 from swin_lightning.errors import UserError, user_error
-from swin_lightning.loggers import ended_by_sweep, finish_wandb
 from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.monitors import DEFAULT_MONITOR, MonitorCheck, check_monitor
 from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter
 from swin_lightning.runs import RunFolder, find_checkpoint
+from swin_lightning.wandb_runs import ended_by_sweep, finish_wandb
 
 RUN_DIR_ENV = "SWIN_LIGHTNING_RUN_DIR"  # the run folder, for the ranks that Lightning starts on this machine
 LINKED = {"num_classes", "class_names"}  # arguments of the model that the data module provides
@@ -150,6 +151,7 @@ class CLI(LightningCLI):
             *optional,
             PerStepSeed(),
             MonitorCheck(),
+            ResumeLoggers(),
             TrainingMonitor(),
             BestMetric(),
             *([BestMetric(monitor, self.checkpoint.mode)] if monitor != DEFAULT_MONITOR else []),

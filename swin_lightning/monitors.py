@@ -141,7 +141,7 @@ class MonitorCheck(Callback):
 
 
 def option_of(callback: Callback, name: str = "monitor") -> str:
-    """An option of a callback as a message names it: `checkpoint.monitor`, or `trainer.callbacks: EarlyStopping.mode`."""
+    """An option of a callback in a message: `checkpoint.monitor`, or `trainer.callbacks: EarlyStopping.mode`."""
     section = getattr(callback, "section", None) or f"trainer.callbacks: {type(callback).__name__}"
     return f"{section}.{name}"
 

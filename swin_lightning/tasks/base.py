@@ -256,7 +256,9 @@ class Task(LightningModule):
         return lr_factor("constant", step, math.inf, warmup, self.warmup_lr / self.lr, 1.0)
 
     def _steps_per_epoch(self, accumulate: int | None = None) -> int:
-        return max(1, math.ceil(self.trainer.num_training_batches / (accumulate or self.trainer.accumulate_grad_batches)))
+        return max(
+            1, math.ceil(self.trainer.num_training_batches / (accumulate or self.trainer.accumulate_grad_batches))
+        )
 
     def _steps_of(self, epochs: float) -> float:
         """Optimizer steps of the first epochs of the run; Lightning's callback may accumulate differently in each."""
