@@ -130,7 +130,7 @@ class WandbLogger(LightningWandbLogger):
         save_dir: Folder of the local files; the command line gives the run folder.
     """
 
-    _data_dir: ClassVar[str | None] = None  # WANDB_DATA_DIR, if it was set here
+    data_dir: ClassVar[str | None] = None  # WANDB_DATA_DIR if it was set here
 
     def __init__(
         self,
@@ -178,8 +178,8 @@ class WandbLogger(LightningWandbLogger):
         if mode == "auto":
             mode = "online" if has_account() else "offline"
         folder = Path(str(self.save_dir))
-        if os.environ.get("WANDB_DATA_DIR") in (None, "", WandbLogger._data_dir):  # in the home folder by default
-            os.environ["WANDB_DATA_DIR"] = WandbLogger._data_dir = str(folder / "wandb" / "data")
+        if os.environ.get("WANDB_DATA_DIR") in (None, "", WandbLogger.data_dir):  # in the home folder by default
+            os.environ["WANDB_DATA_DIR"] = WandbLogger.data_dir = str(folder / "wandb" / "data")
         if not os.access(os.environ.get("HOME", ""), os.W_OK):
             os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "wandb" / "cache"))
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Closing W&B, resumed runs, and faults of its background process, server and disk."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -102,10 +103,8 @@ class FillDisk(Callback):
     def on_fit_start(self, trainer, pl_module):
         folder = Path(trainer.loggers[1].save_dir) / "wandb"
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], check=True)
-        try:
+        with contextlib.suppress(OSError):
             (folder / "file").write_bytes(bytes(2**17))
-        except OSError:
-            pass
 
 
 IN_NAMESPACE = ["unshare", "-m"]
