@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
-from swin_lightning.checkpointing import metric_not_logged
 from swin_lightning.errors import UserError
+from swin_lightning.monitors import DEFAULT_MONITOR, Mode, find_mode, not_logged, resolve_mode
 from swin_lightning.runs import RunFolder
 from swin_lightning.strategies import full_tensor
 
@@ -27,16 +27,33 @@ class EarlyStopping(LightningEarlyStopping):
     Args:
         patience: Validations without improvement before the run stops; 0 disables early stopping.
         monitor: Metric to watch.
-        mode: Whether a larger (`max`) or a smaller (`min`) value is better.
+        mode: Whether a larger (`max`) or a smaller (`min`) value is better; by default as the metric says, see
+            `checkpoint.mode`.
         min_delta: Smallest change that counts as an improvement.
 
     Raises:
-        UserError: If the metric is not logged.
+        UserError: If the metric is not logged, or if `mode` contradicts it or is needed.
     """
 
-    def __init__(self, patience: int = 0, monitor: str = "val/acc", mode: str = "max", min_delta: float = 0.0) -> None:
-        super().__init__(monitor=monitor, mode=mode, patience=patience, min_delta=min_delta)
-        self.enabled = patience > 0
+    section = "early_stopping"
+
+    def __init__(
+        self, patience: int = 0, monitor: str = DEFAULT_MONITOR, mode: Mode | None = None, min_delta: float = 0.0
+    ) -> None:
+        known = mode or find_mode(monitor) or "max"  # see resolve_mode
+        super().__init__(monitor=monitor, mode=known, patience=patience, min_delta=min_delta)
+        self.enabled, self._given_mode = patience > 0, mode
+
+    def resolve_mode(self, module: LightningModule) -> None:
+        """Take the mode from the metric, which may be one of the module's, unless it was given."""
+        mode = resolve_mode("early_stopping.mode", self.monitor, self._given_mode, module)
+        if mode != self.mode:  # both are signed by the mode
+            self.mode, self.min_delta, self.best_score = mode, -self.min_delta, -self.best_score
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self.resolve_mode(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         try:
@@ -53,8 +70,8 @@ class EarlyStopping(LightningEarlyStopping):
     def _explain(self, error: RuntimeError, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor in trainer.callback_metrics:
             raise error
-        option, remedy = "early_stopping.monitor", "name a metric that is logged"
-        raise UserError(metric_not_logged(option, self.monitor, remedy, trainer, pl_module)) from error
+        logged = trainer.callback_metrics
+        raise UserError(not_logged("early_stopping.monitor", self.monitor, pl_module, logged)) from error
 
 
 class SaveConfig(Callback):
@@ -77,6 +94,15 @@ class SaveConfig(Callback):
         self.run.next_config().write_text(self.text, encoding="utf-8")
         for logger in trainer.loggers:
             logger.log_hyperparams(self.options)
+
+
+class ResumeLoggers(Callback):
+    """Tells loggers that have `continue_from(step)` at which step a run is resumed, so that they log no step twice."""
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        for logger in trainer.loggers if trainer.state.fn == "fit" else ():
+            if hasattr(logger, "continue_from"):
+                logger.continue_from(checkpoint["global_step"])
 
 
 class TrainingMonitor(Callback):
@@ -126,16 +152,16 @@ class BestMetric(Callback):
 
     Args:
         monitor: Metric to follow.
-        mode: Whether a larger (`max`) or a smaller (`min`) value is better.
+        mode: Whether a larger (`max`) or a smaller (`min`) value is better; by default as the metric says.
     """
 
-    def __init__(self, monitor: str = "val/acc", mode: str = "max") -> None:
-        self.monitor, self.mode = monitor, mode
-        self.best = float("-inf" if mode == "max" else "inf")
+    def __init__(self, monitor: str = DEFAULT_MONITOR, mode: Mode | None = None) -> None:
+        self.monitor, self.mode = monitor, resolve_mode("BestMetric.mode", monitor, mode)
+        self.best = float("-inf" if self.mode == "max" else "inf")
 
     @property
     def state_key(self) -> str:
-        default = (self.monitor, self.mode) == ("val/acc", "max")
+        default = (self.monitor, self.mode) == (DEFAULT_MONITOR, "max")
         return super().state_key if default else f"{super().state_key}[{self.monitor}, {self.mode}]"
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -175,7 +201,7 @@ class ProgressBar(RichProgressBar):
 
     HIDDEN = ("train/lr", "train/grad_norm")
 
-    def __init__(self, monitor: str = "val/acc") -> None:
+    def __init__(self, monitor: str = DEFAULT_MONITOR) -> None:
         super().__init__(leave=True)
         self.monitor = monitor
         self._due = False
@@ -218,7 +244,7 @@ class EpochSummary(Callback):
         max_metrics: Largest number of metrics on a line.
     """
 
-    def __init__(self, monitor: str = "val/acc", max_metrics: int = 8) -> None:
+    def __init__(self, monitor: str = DEFAULT_MONITOR, max_metrics: int = 8) -> None:
         self.monitor, self.max_metrics = monitor, max_metrics
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -26,6 +26,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from swin_lightning.errors import UserError
+from swin_lightning.monitors import DEFAULT_MONITOR, Mode, find_mode, is_written, not_logged, resolve_mode
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +82,12 @@ class PerStepSeed(Callback):
 class Checkpoint(ModelCheckpoint):
     """Writes `best.ckpt` by a validation metric; `last` is the callback that writes `last.ckpt`.
 
-    Both files are replaced atomically. Without the metric only `last.ckpt` is written.
+    Both files are replaced atomically. If the default metric is not logged, only `last.ckpt` is written.
 
     Args:
         monitor: Metric that decides which checkpoint is best.
-        mode: Whether a larger (`max`) or a smaller (`min`) value is better.
+        mode: Whether a larger (`max`) or a smaller (`min`) value is better; by default as the metric says: losses and
+            errors are minimised, accuracies maximised, metrics of torchmetrics by their `higher_is_better`.
         save_top_k: Number of best checkpoints to keep.
         every_n_epochs: Epochs between checkpoints.
         every_n_train_steps: Optimizer steps between writes of `last.ckpt` within an epoch; 0 is off.
@@ -93,13 +95,19 @@ class Checkpoint(ModelCheckpoint):
         dirpath: Folder; `checkpoints/` of the run by default.
 
     Attributes:
-        last: The callback for `last.ckpt`, to be added to the Trainer after this one.
+        last: The callback for `last.ckpt`, to be added to the Trainer after all other checkpoint callbacks.
+
+    Raises:
+        UserError: If `mode` contradicts the metric or is needed, if a monitor other than the default is never logged,
+            or if a ModelCheckpoint of the user would write the same file.
     """
+
+    section = "checkpoint"
 
     def __init__(
         self,
-        monitor: str = "val/acc",
-        mode: str = "max",
+        monitor: str = DEFAULT_MONITOR,
+        mode: Mode | None = None,
         save_top_k: int = 1,
         every_n_epochs: int = 1,
         every_n_train_steps: int = 0,
@@ -110,20 +118,44 @@ class Checkpoint(ModelCheckpoint):
             dirpath=dirpath,
             filename="best",
             monitor=monitor,
-            mode=mode,
+            mode=mode or find_mode(monitor) or "max",  # see resolve_mode
             save_top_k=save_top_k,
             every_n_epochs=every_n_epochs,
             enable_version_counter=save_top_k != 1,
         )
         self.last = LastCheckpoint(every_n_epochs, every_n_train_steps, every_n_minutes)
+        self._given_mode = mode
         self._first_step = 0  # global step at the start of this process
         self._validated = False
         self._warned = False
 
+    def resolve_mode(self, module: LightningModule) -> None:
+        """Take the mode from the metric, which may be one of the module's, unless it was given."""
+        mode = resolve_mode("checkpoint.mode", str(self.monitor), self._given_mode, module)
+        if mode != self.mode:
+            self.mode, self.kth_value = mode, -self.kth_value  # infinite, with the sign of the worst value
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self.resolve_mode(pl_module)
         use_atomic_io(trainer)
         self.last.dirpath = str(self.dirpath)
+        for other in trainer.checkpoint_callbacks:
+            if isinstance(other, ModelCheckpoint) and other is not self:
+                self._keep_apart(other)
+
+    def _keep_apart(self, other: ModelCheckpoint) -> None:
+        """Let a ModelCheckpoint of the user write into the same folder, but neither best.ckpt nor last.ckpt."""
+        other.dirpath = other.dirpath or self.dirpath
+        if os.path.realpath(str(other.dirpath)) != os.path.realpath(str(self.dirpath)):
+            return
+        if other.filename in ("best", "last"):
+            name = type(other).__name__
+            raise UserError(
+                f"trainer.callbacks: {name}.filename {other.filename} is written by checkpoint; set another"
+            )
+        other.save_last = None  # there is a last.ckpt
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -141,13 +173,23 @@ class Checkpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor in {*trainer.callback_metrics, "epoch", "step"}:
             super().on_train_epoch_end(trainer, pl_module)
-        elif trainer.global_step > self._first_step and (self._validated or not any(trainer.num_val_batches)):
+        elif trainer.global_step > self._first_step and self._is_due(trainer):
             self._warn(trainer, pl_module)
 
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Whether the metrics of a validation must be there at the end of this epoch."""
+        every = trainer.check_val_every_n_epoch
+        whole = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch  # not ended by max_steps or max_time
+        due = every is not None and (trainer.current_epoch + 1) % every == 0 and whole
+        return self._validated or due or not trainer.enable_validation
+
     def _warn(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A default that does not apply is said once; a metric that the user has named must be logged."""
+        option, metric, logged = "checkpoint.monitor", str(self.monitor), trainer.callback_metrics
+        if is_written(self):
+            raise UserError(not_logged(option, metric, pl_module, logged))
         if not self._warned and trainer.is_global_zero:
-            consequence = "best.ckpt is not written"
-            log.warning(metric_not_logged("checkpoint.monitor", str(self.monitor), consequence, trainer, pl_module))
+            log.warning(not_logged(option, metric, pl_module, logged, "best.ckpt is not written"))
         self._warned = True
 
 
@@ -324,12 +366,6 @@ class LastCheckpoint(CheckpointCallback):
 
 
 # helpers
-
-
-def metric_not_logged(option: str, metric: str, consequence: str, trainer: Trainer, pl_module: LightningModule) -> str:
-    """The message for an option that names a metric which the module does not log."""
-    logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
-    return f"{option} {metric} is not logged by {type(pl_module).__name__}; {consequence}. Logged: {logged}"
 
 
 def use_atomic_io(trainer: Trainer) -> None:

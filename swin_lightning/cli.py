@@ -23,6 +23,7 @@ from swin_lightning.callbacks import (
     CompileTimeLogger,
     EpochSummary,
     ProgressBar,
+    ResumeLoggers,
     SaveConfig,
     TrainingMonitor,
 )
@@ -30,13 +31,14 @@ from swin_lightning.checkpointing import PerStepSeed
 from swin_lightning.commands import COMMANDS, asks_for_help, check_command, load_command
 from swin_lightning.data import ImageNet
 from swin_lightning.errors import UserError, summarize, user_error
-from swin_lightning.loggers import ended_by_sweep, finish_wandb
 from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.weights import read_checkpoint
+from swin_lightning.monitors import DEFAULT_MONITOR, MonitorCheck, check_monitor
 from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter
 from swin_lightning.runs import RunFolder, find_checkpoint
 from swin_lightning.shutdown import Interrupted, RankError, Shutdown, end_with_parent, raise_on_signals
 from swin_lightning.strategies import check_strategy, restore_progress
+from swin_lightning.wandb_runs import ended_by_sweep, finish_wandb
 
 RUN_DIR_ENV = "SWIN_LIGHTNING_RUN_DIR"  # the run folder, for the ranks that Lightning starts on this machine
 LINKED = {"num_classes", "class_names"}  # arguments of the model that the data module provides
@@ -132,22 +134,35 @@ class CLI(LightningCLI):
             )
             trainer["gradient_clip_val"] = None
         own = trainer["callbacks"] or []
-        callbacks = [*(own if isinstance(own, list) else [own])]
+        own = own if isinstance(own, list) else [own]
         dry_run = bool(trainer["fast_dev_run"])
+        if trainer["barebones"]:
+            trainer.update(without_overhead(trainer))
         if dry_run:  # Lightning would still write a last checkpoint
             trainer["enable_checkpointing"] = False
         self.checkpoint = options.checkpoint
+        optional = [callback for callback in (options.ema, options.early_stopping) if callback.enabled]
+        if self.subcommand == "fit":
+            for callback in (self.checkpoint, *optional, *own):
+                check_monitor(callback, self.model, only_ours=not own)
         monitor = self.checkpoint.monitor
-        optional = [options.ema, options.early_stopping, *([] if dry_run else [self.checkpoint, self.checkpoint.last])]
-        callbacks += [callback for callback in optional if getattr(callback, "enabled", True)]
-        callbacks += [
+        # ours is the first checkpoint callback, which Lightning and loggers take for that of the run; last.ckpt has
+        # the state of all others
+        saves = trainer["enable_checkpointing"] is not False
+        callbacks = [
+            *([self.checkpoint] if saves else []),
+            *own,
+            *optional,
             PerStepSeed(),
             options.non_finite,
+            MonitorCheck(),
+            ResumeLoggers(),
             TrainingMonitor(),
             BestMetric(),
-            *([BestMetric(monitor, self.checkpoint.mode)] if monitor != "val/acc" else []),
+            *([BestMetric(monitor, self.checkpoint.mode)] if monitor != DEFAULT_MONITOR else []),
             PredictionReport(self.run),
             PredictionWriter(self.run),
+            *([self.checkpoint.last] if saves else []),
         ]
         if getattr(self.model, "compile_backbone", False):
             callbacks.append(CompileTimeLogger())
@@ -176,10 +191,13 @@ class CLI(LightningCLI):
         if type(self.model).test_step is LightningModule.test_step:
             print(f"no test: {type(self.model).__name__} has no test_step", flush=True)
             return
+        if self.trainer.barebones:
+            print("no test: trainer.barebones logs nothing", flush=True)
+            return
         last = Path(str(self.checkpoint.dirpath)) / "last.ckpt"
         if self.trainer.global_step == 0 and last.is_file():  # ddp_spawn trained in other processes
             restore_progress(self.trainer, read_checkpoint(str(last)))
-        best = self.checkpoint.best_model_path or None
+        best = self.checkpoint.best_model_path or None  # without one, the last weights are tested
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
         self.after_test()
 
@@ -304,6 +322,12 @@ def main(args: list[str] | None = None) -> CLI | None:
 # helpers
 
 
+def without_overhead(trainer: dict[str, Any]) -> dict[str, Any]:
+    """Options of the Trainer that `barebones` excludes, as Lightning wants them; those that were set are dropped."""
+    off = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"), False)
+    return {**off, "log_every_n_steps": 0, "num_sanity_val_steps": 0}
+
+
 def _is_rank_zero() -> bool:
     """Whether this process is, or will start, rank 0; known before there is a Trainer."""
     return getattr(rank_zero_only, "rank", 0) == 0
@@ -327,6 +351,7 @@ def _quiet() -> None:
         r"Found \d+ module\(s\) in eval mode at the start of training",  # frozen modules
         "You requested to overfit but enabled train dataloader shuffling",  # the order is that of an epoch
         "Your `IterableDataset` has `__len__` defined",  # streams divide themselves between the workers
+        "When using `Trainer.accumulate_grad_batches != 1.` and overriding",  # the warm-up is per optimizer step
         "The .*dataloader.* does not have many workers",  # small data sets are faster without
     ):
         warnings.filterwarnings("ignore", message=message)

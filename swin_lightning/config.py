@@ -5,6 +5,7 @@ the command line. `model` and `data` name a class and its arguments; options and
 """
 
 import difflib
+import enum
 import inspect
 import re
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from jsonargparse import ActionConfigFile, Namespace, dict_to_namespace  # type: ignore[attr-defined]
 from jsonargparse.typing import NonNegativeInt
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -28,6 +30,8 @@ from swin_lightning.non_finite import NonFinite
 from swin_lightning.tasks import SwinClassifier
 
 PACKAGE = Path(__file__).parent
+# defaults such as `Interval.step` of Lightning's Timer, whose annotation is str, are dumped as their values
+yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, member: dumper.represent_data(member.value))
 START = "start from an experiment: -c digits_swin_micro"
 
 

@@ -4,20 +4,17 @@ wandb is imported inside functions, so that importing this file is cheap. The co
 configuration, also one of Lightning or the user's own, the run folder as `save_dir` unless it is set.
 """
 
+import contextlib
 import csv
-import json
-import netrc
+import functools
+import inspect
+import math
 import os
-import signal
-import subprocess
-import sys
-import threading
+import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlparse
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -26,9 +23,10 @@ from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from swin_lightning.errors import UserError
+from swin_lightning.checkpointing import Checkpoint
 from swin_lightning.run_figures import Prediction
 from swin_lightning.runs import RunFolder
+from swin_lightning.wandb_runs import describe, finish_timeout, has_account, logged_before, shut_down, stop_run, warn
 
 
 class CSVLogger(Logger):
@@ -49,6 +47,7 @@ class CSVLogger(Logger):
         self.flush_logs_every_n_steps = flush_logs_every_n_steps
         self._columns: list[str] = []
         self._rows: list[dict[str, Any]] = []  # not written yet
+        self._logged: set[tuple[int, str]] = set()  # step and name of what a resumed run may repeat
 
     @property
     def save_dir(self) -> str:
@@ -65,9 +64,27 @@ class CSVLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         step = len(self._rows) if step is None else step
         values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        values = without_logged(values, step, self._logged)
+        if not values:
+            return
         self._rows.append({**values, "step": step})
         if (step + 1) % self.flush_logs_every_n_steps == 0:
             self.save()
+
+    @rank_zero_only
+    def continue_from(self, step: int) -> None:
+        """Continue a run from a checkpoint: remove the rows behind it, which the run will log again.
+
+        Args:
+            step: Optimizer steps at the checkpoint.
+        """
+        rows = self.run.read_metrics()
+        kept = [row for row in rows if (row.get("step") or "").isdecimal() and int(row["step"]) < step]
+        if len(kept) < len(rows):
+            self._write(sorted(name for name in rows[0] if name), kept)
+        # a validation that was interrupted is repeated
+        last = (row for row in kept if int(row["step"]) == step - 1)
+        self._logged = {(step - 1, name) for row in last for name, value in row.items() if value}
 
     def save(self) -> None:
         if not self._rows:
@@ -80,33 +97,40 @@ class CSVLogger(Logger):
         else:  # new columns: write the whole file again
             earlier = self.run.read_metrics()
             columns = sorted({*columns, *(name for name in (earlier or [{}])[0] if name)})
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.part")
-            with part.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, columns, extrasaction="ignore")
-                writer.writeheader()
-                writer.writerows([*earlier, *self._rows])
-            os.replace(part, path)
+            self._write(columns, [*earlier, *self._rows])
         self._columns, self._rows = columns, []
+
+    def _write(self, columns: list[str], rows: list[Any]) -> None:
+        path = self.run.metrics
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(part, path)
 
 
 class WandbLogger(LightningWandbLogger):
     """Weights & Biases, with or without account and network.
 
     The W&B run has the id of the run folder, so that a resumed run continues the same W&B run. Without an account, or
-    if the server does not respond, the run is logged offline and can be uploaded later.
+    if the server does not respond, the run is logged offline and can be uploaded later. Any failure of W&B is reported
+    in one line and ends logging to W&B, not the run.
 
     Args:
         project: W&B project.
         entity: W&B user or team; your default entity by default.
         mode: `auto` is online with an account and offline without; the environment variable `WANDB_MODE` has priority.
-        log_model: Upload the best checkpoint as an artifact at the end.
+        log_model: Upload the best checkpoint of the run as an artifact at the end.
         name: Name of the run; `<experiment>/<run>` by default.
         group: Group of runs.
         tags: Tags.
         notes: Notes.
         save_dir: Folder of the local files; the command line gives the run folder.
     """
+
+    data_dir: ClassVar[str | None] = None  # WANDB_DATA_DIR if it was set here
 
     def __init__(
         self,
@@ -125,21 +149,25 @@ class WandbLogger(LightningWandbLogger):
         name, run_id = name or (run.name if run else None), run.id if run else None
         super().__init__(project=project, log_model=log_model, name=name, id=run_id, save_dir=folder)
         self.mode = mode
-        self._started = False
+        self._started, self._failed = False, False
+        self._folder: Path | None = None  # of W&B's files
+        self._probed_at = -math.inf
+        self._logged: set[tuple[int, str]] = set()  # step and name of what earlier processes of this run have logged
         self._options: dict[str, Any] = {"project": project, "entity": entity, "name": name, "id": run_id}
         self._options |= {"group": group, "tags": tags, "notes": notes, "dir": folder, "resume": "allow"}
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run, which is started at the first access."""
+        """The W&B run, which is started at the first access; after a failure, an object that ignores every call."""
         if not self._started:
             self._started = True
-            self._start()
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="There is a wandb run already in progress")
-                super().experiment  # noqa: B018  takes the run in progress
-        return super().experiment
+            with self._guard():
+                self._start()
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="There is a wandb run already in progress")
+                    super().experiment  # noqa: B018  takes the run in progress
+        return Ignored() if self._failed else super().experiment
 
     def _start(self) -> None:
         import wandb
@@ -149,23 +177,93 @@ class WandbLogger(LightningWandbLogger):
         mode: Any = os.environ.get("WANDB_MODE") or self.mode
         if mode == "auto":
             mode = "online" if has_account() else "offline"
-        Path(str(self.save_dir)).mkdir(parents=True, exist_ok=True)
-        options = {**self._options, "settings": wandb.Settings(silent=True, init_timeout=30, stop_fn=_stop_run)}
+        folder = Path(str(self.save_dir))
+        if os.environ.get("WANDB_DATA_DIR") in (None, "", WandbLogger.data_dir):  # in the home folder by default
+            os.environ["WANDB_DATA_DIR"] = WandbLogger.data_dir = str(folder / "wandb" / "data")
+        if not os.access(os.environ.get("HOME", ""), os.W_OK):
+            os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "wandb" / "cache"))
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(
+            silent=True,
+            init_timeout=30,
+            finish_timeout=finish_timeout(),
+            finish_timeout_raises=True,
+            stop_fn=stop_run,
+        )
+        options = {**self._options, "settings": settings}
         try:
             run = wandb.init(mode=mode, **options)
         except (wandb.errors.CommError, wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
-            reason = str(error).splitlines()[0]
-            print(f"W&B: the server does not respond ({reason}); logging offline", file=sys.stderr)
+            if mode != "online":
+                raise
             wandb.teardown()
             run = wandb.init(mode="offline", **options)
+            warn(f"the server does not respond ({str(error).splitlines()[0]}); logging offline")
+        if run.disabled:
+            return
+        self._folder = Path(run.settings.sync_dir)
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        self._logged = logged_before(run, folder)
+        for name, _ in inspect.getmembers(type(run), inspect.isfunction):  # for calls by the user's code
+            if not name.startswith("_") and name != "finish":  # see finish_wandb
+                setattr(run, name, self._guarded(getattr(run, name)))
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Whatever W&B raises ends logging to W&B, not the run."""
+        try:
+            yield
+        except Exception as error:
+            if not self._failed:
+                self._failed = True
+                rest = f"; to upload what was logged: {command}" if (command := shut_down()) else ""
+                warn(f"logging to W&B has stopped ({describe(error)}); the run continues{rest}")
+
+    def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._guard():
+                return function(*args, **kwargs)
+            return None
+
+        return call
 
     def log_hyperparams(self, params: Any) -> None:
         """Send the configuration. Options that a W&B sweep has set keep the sweep's values."""
         run = self.experiment
         set_by_sweep = set(run.config.keys()) if getattr(run, "sweep_id", None) else set()
         super().log_hyperparams({key: value for key, value in params.items() if key not in set_by_sweep})
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Send what has not been sent for this step before the run was resumed."""
+        run = self.experiment  # started first: it reads what was logged before
+        if step is not None and run is not None:
+            metrics = without_logged(metrics, step, self._logged)
+        if metrics:
+            super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Find out whether W&B can write to its folder, since its background process fails silently."""
+        if self._folder is None or time.monotonic() - self._probed_at < 30:
+            return
+        self._probed_at = time.monotonic()
+        probe = self._folder / ".probe"
+        try:
+            probe.write_bytes(bytes(4096))
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def finalize(self, status: str) -> None:
+        self._probed_at = -math.inf
+        self.save()
+        super().finalize(status)
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """Only our checkpoint callback writes the checkpoint of the run; the user may have added others."""
+        if isinstance(checkpoint_callback, Checkpoint):
+            super().after_save_checkpoint(checkpoint_callback)
 
     def log_predictions(self, samples: Sequence[Prediction]) -> None:
         """Send a table of images with label, prediction and its probability."""
@@ -184,104 +282,53 @@ class WandbLogger(LightningWandbLogger):
         self.experiment.log({"test/confusion_matrix": plot})
 
 
-@dataclass(frozen=True)
-class WandbRecord:
-    """A run as stored by W&B: its name, its configuration, and the logged rows with W&B's keys."""
+class Ignored:
+    """Ignores every call and assignment, in place of a W&B run that has failed."""
 
-    name: str
-    config: dict[str, Any]
-    rows: list[dict[str, Any]]
+    def __getattr__(self, name: str) -> Any:
+        return self
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self
 
-def read_offline_run(folder: str | Path) -> WandbRecord:
-    """Read `wandb/offline-run-*`, without account or network.
+    def __getitem__(self, key: Any) -> Any:
+        return self
 
-    wandb has no Python function for these files; its command `leet inspect` prints them.
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
 
-    Raises:
-        UserError: If wandb cannot read the folder.
-    """
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
-    printed = []
-    for options in (["--summary"], []):
-        done = subprocess.run([*command, *options, str(folder)], capture_output=True, text=True, encoding="utf-8")
-        if done.returncode:
-            reason = " ".join(done.stderr.strip().splitlines()[-1:])
-            raise UserError(f"W&B run {str(folder)!r} cannot be read: {reason}")
-        printed.append(done.stdout)
-    summary = json.loads(printed[0])
-    records = map(json.loads, printed[1].splitlines())
-    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
-    return WandbRecord(summary["name"], summary["config"], rows)
+    def __setattr__(self, name: str, value: Any) -> None:
+        pass
 
-
-def read_project(project: str) -> list[WandbRecord]:
-    """Read all runs of a project, `entity/project`, from the W&B server.
-
-    Raises:
-        UserError: If there is no account or no such project.
-    """
-    import wandb
-
-    try:
-        return [WandbRecord(run.name, dict(run.config), list(run.scan_history())) for run in wandb.Api().runs(project)]
-    except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"W&B project {project!r}: {reason}; log in with `wandb login`, or give a folder") from error
-
-
-def finish_wandb() -> None:
-    """Finish the W&B run of this process, if there is one, and print its address or how to upload it."""
-    run = sys.modules["wandb"].run if "wandb" in sys.modules else None
-    if run is None:
-        return
-    mode, folder = run.settings.mode, run.settings.sync_dir
-    url = run.url if mode == "online" else None
-    run.finish()
-    if mode == "offline":
-        print(f"W&B: offline; to upload this run: wandb sync {os.path.relpath(folder)}", flush=True)
-    elif url:
-        print(f"W&B: {url}", flush=True)
-
-
-STOPPED = threading.Event()  # W&B has stopped this run: early termination in a sweep, or the stop button on its page
-
-
-def _stop_run() -> None:
-    STOPPED.set()
-    os.kill(os.getpid(), signal.SIGTERM)  # the Trainer stops after the current batch and saves a checkpoint
-
-
-def ended_by_sweep() -> bool:
-    """After a SIGTERM: whether a W&B sweep has stopped the run. A preempted run is marked for requeueing instead.
-
-    The signal comes from W&B's agent in the first case and from the machine in the second; the client learns which it
-    is within 15 seconds. An agent restarts a requeued run under the same id, so that its last checkpoint is resumed.
-    """
-    run = sys.modules["wandb"].run if "wandb" in sys.modules else None
-    if run is None or not run.settings.sweep_id or run.settings.mode != "online":
+    def __bool__(self) -> bool:
         return False
-    if STOPPED.wait(20):
-        return True
-    run.mark_preempting()
-    run.finish(exit_code=128 + signal.SIGTERM)
-    return False
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
 
 
-def has_account() -> bool:
-    """Whether W&B finds an API key in the environment, its settings or the netrc file."""
-    import wandb
+# helpers
 
-    settings = wandb.setup().settings
-    if os.environ.get("WANDB_API_KEY") or settings.api_key or settings.identity_token_file:
-        return True
-    try:
-        path = os.environ.get("NETRC") or next(
-            (str(p) for p in (Path.home() / ".netrc", Path.home() / "_netrc") if p.is_file()), None
-        )
-        return (
-            path is not None
-            and netrc.netrc(path).authenticators(urlparse(settings.base_url).hostname or "") is not None
-        )
-    except (OSError, netrc.NetrcParseError):
-        return False
+
+def _guard_method(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: WandbLogger, *args: Any, **kwargs: Any) -> Any:
+        if self._failed:
+            return None
+        with self._guard():
+            return method(self, *args, **kwargs)
+        return None
+
+    return call
+
+
+# every method that uses W&B, also those of Lightning
+for _name, _method in inspect.getmembers(WandbLogger, inspect.isfunction):
+    if not _name.startswith("_") and _name != "download_artifact":
+        setattr(WandbLogger, _name, _guard_method(_method))
+
+
+def without_logged(metrics: Mapping[str, Any], step: int, logged: set[tuple[int, str]]) -> dict[str, Any]:
+    """The metrics of a step that were not logged before the run was resumed; empty if nothing but the epoch is new."""
+    new = {name: value for name, value in metrics.items() if name == "epoch" or (step, name) not in logged}
+    return {} if new.keys() <= {"epoch"} and new.keys() != set(metrics) else new

@@ -3,6 +3,7 @@
 Data modules and batches of any kind are accepted; what they lack, such as images, is left out.
 """
 
+import contextlib
 import csv
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,6 +80,15 @@ class PredictionReport(Callback):
             prediction_sheet(self._predictions, self.run.prediction_sheet)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw_curves(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Draw the curves of a run that ends by Ctrl-C."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit":
+            with contextlib.suppress(OSError):  # the checkpoint is still to be written
+                self._draw_curves(trainer)
+
+    def _draw_curves(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and self.run.metrics.is_file():
             learning_curves(self.run.path)
 

@@ -31,12 +31,14 @@ FORBIDDEN = {
     "shutdown.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
     "non_finite.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
     "strategies.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
+    "monitors.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
+    "wandb_runs.py": ("torch", "lightning", "swin_lightning.config", "swin_lightning.cli"),
     "loggers.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
 }
 # library or module -> the only files that import it
 RESERVED = {
     "albumentations": ("data/transforms.py",),
-    "wandb": ("loggers.py", "sweep/wandb_backend.py"),
+    "wandb": ("loggers.py", "wandb_runs.py", "sweep/wandb_backend.py"),
     "sweeps": ("sweep/",),
     "swin_lightning.sweep": ("sweep/",),
     "swin_lightning.explore": ("explore/",),

@@ -192,9 +192,9 @@ def fit_scores(make_trainer, folder, module, *added):
 
 @pytest.mark.parametrize(("mode", "expected"), [("max", [0.3, 0.3, 0.5, 0.5]), ("min", [0.3, 0.2, 0.2, 0.2])])
 def test_best_metric_respects_its_mode_and_ignores_nan(mode, expected, make_trainer, tmp_path):
-    scores = Scores([0.3, 0.2, 0.5, float("nan")], "val/f1")
-    fit_scores(make_trainer, tmp_path, scores, BestMetric("val/f1", mode), BestMetric())
-    assert metrics(tmp_path, "val/f1_best") == pytest.approx(expected)
+    scores = Scores([0.3, 0.2, 0.5, float("nan")], "val/score")
+    fit_scores(make_trainer, tmp_path, scores, BestMetric("val/score", mode), BestMetric())
+    assert metrics(tmp_path, "val/score_best") == pytest.approx(expected)
     assert "val/acc_best" not in rows(tmp_path)[0]
 
 
@@ -224,7 +224,7 @@ def test_early_stopping_stops_after_patience(make_trainer, tmp_path):
 
 
 def test_early_stopping_on_a_metric_that_is_not_logged(make_trainer, tmp_path):
-    message = "early_stopping.monitor val/f1 is not logged by Scores; name a metric that is logged. Logged: train_loss"
+    message = "early_stopping.monitor val/f1 is not logged by Scores; did you mean val/acc? Logged: train_loss"
     with pytest.raises(UserError, match=re.escape(message)):
         fit_scores(make_trainer, tmp_path, Scores([0.3, 0.2]), EarlyStopping(2, monitor="val/f1"))
 

@@ -372,16 +372,16 @@ def test_monitor_that_is_not_logged_is_reported_once(tmp_path, caplog, validates
 
 
 def test_without_a_best_checkpoint_the_last_weights_are_tested():
-    cli = main(["fit", "-c", DIGITS, *SHORT, "--checkpoint.monitor=val/f1", "--trainer.limit_test_batches=1",
+    cli = main(["fit", "-c", DIGITS, *SHORT, "--trainer.limit_val_batches=0", "--trainer.limit_test_batches=1",
                 "--test_after_fit=true"])  # fmt: skip
     assert [path.name for path in cli.run.checkpoints.iterdir()] == ["last.ckpt"]
-    args = ["--ckpt_path=last", "--checkpoint.monitor=val/f1", "--trainer.limit_test_batches=1"]
+    args = ["--ckpt_path=last", "--trainer.limit_test_batches=1"]
     tested = main(["test", "-c", DIGITS, *args])
     assert metrics(cli.run_dir, "test/loss") == metrics(tested.run_dir, "test/loss")
 
 
 def test_best_value_of_the_monitor_is_logged():
-    cli = main(["fit", "-c", DIGITS, *SHORT, "--checkpoint.monitor=val/loss", "--checkpoint.mode=min"])
+    cli = main(["fit", "-c", DIGITS, *SHORT, "--checkpoint.monitor=val/loss"])
     assert metrics(cli.run_dir, "val/loss_best") == metrics(cli.run_dir, "val/loss")
     assert metrics(cli.run_dir, "val/acc_best") == metrics(cli.run_dir, "val/acc")
 

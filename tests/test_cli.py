@@ -204,6 +204,64 @@ def resume(step):
     assert resumed.trainer.global_step == done + 2 and resumed.run_dir == run_dir
 
 
+CALLBACKS = {
+    "LearningRateFinder": "{num_training_steps: 30, min_lr: 1.0e-4, max_lr: 0.01, early_stop_threshold: null}",
+    "BatchSizeFinder": "{mode: binsearch, max_trials: 1, steps_per_trial: 1}",
+    "BackboneFinetuning": "{unfreeze_backbone_at_epoch: 1, should_align: false}",
+    "StochasticWeightAveraging": "{swa_lrs: 0.001, swa_epoch_start: 1}",
+    "GradientAccumulationScheduler": "{scheduling: {0: 1, 1: 2}}",
+    "Timer": "{duration: '00:01:00:00'}",
+    "EarlyStopping": "{monitor: val/loss}",
+    "ModelCheckpoint": "{save_top_k: -1, save_last: true, save_weights_only: true}",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "init_args"), CALLBACKS.items(), ids=CALLBACKS)
+def test_callbacks_of_lightning_by_yaml(name, init_args, tmp_path):
+    entry = f"{{class_path: lightning.pytorch.callbacks.{name}, init_args: {init_args}}}"
+    Path("added.yaml").write_text(f"trainer:\n  callbacks+:\n    - {entry}\n")
+    command = [sys.executable, "-m", "swin_lightning", "fit", "-c", DIGITS, "-c", "added.yaml", *SHORT, TEST]
+    done = subprocess.run([*command, "--trainer.max_epochs=2"], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 2/2" in done.stdout and "test/acc 0." in done.stdout
+
+
+def test_our_checkpoint_is_the_one_that_is_tested():
+    cls = "class_path: lightning.pytorch.callbacks.ModelCheckpoint"
+    added = f"[{{{cls}, init_args: {{monitor: val/loss}}}}, {{{cls}, init_args: {{save_last: true, save_top_k: -1}}}}]"
+    cli = fit(f"--trainer.callbacks={added}", TEST, "--trainer.limit_test_batches=1")
+    assert cli.trainer.checkpoint_callback is cli.checkpoint
+    assert cli.trainer.checkpoint_callbacks[-1] is cli.checkpoint.last
+    assert Path(cli.checkpoint.best_model_path).name == "best.ckpt"
+    assert Path(cli.trainer.ckpt_path).samefile(cli.run.best)
+    names = {path.name for path in cli.run.checkpoints.iterdir()}
+    assert names == {"best.ckpt", "last.ckpt", "epoch=0-step=3.ckpt", "epoch=0-step=3-v1.ckpt"}
+    assert "optimizer_states" in torch.load(cli.run.last, weights_only=True)
+    with pytest.raises(UserError, match=r"ModelCheckpoint\.filename best is written by checkpoint"):
+        fit(f"--trainer.callbacks=[{{{cls}, init_args: {{filename: best}}}}]")
+
+
+def test_without_checkpoints_the_last_weights_are_tested():
+    cli = fit("--trainer.enable_checkpointing=false", TEST, "--trainer.limit_test_batches=1")
+    assert not cli.run.checkpoints.exists() and len(metrics(cli.run_dir, "test/acc")) == 1
+
+
+@pytest.mark.filterwarnings("ignore:You are running in `Trainer.barebones")
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_barebones_run(capsys):
+    cli = fit("--trainer.barebones=true", TEST, "--checkpoint.monitor=val/loss")
+    assert cli.trainer.global_step == 3 and "no test: trainer.barebones logs nothing" in capsys.readouterr().out
+
+
+def test_finished_run_is_extended(capsys):
+    fit()
+    cli = fit("--ckpt_path=last", "--trainer.max_epochs=2")
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.split("  ")[0] for line in shown] == ["epoch 1/1", "epoch 2/2"] and "val/acc" in shown[1]
+    assert [int(row["step"]) for row in cli.run.read_metrics() if row["val/acc"]] == [2, 5]
+
+
 @pytest.mark.parametrize(("number", "code"), INTERRUPTED)
 def test_interrupted_run_resumes(number, code, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["swin-lightning", "fit", "-c", DIGITS, "--trainer.limit_train_batches=6",
@@ -211,6 +269,8 @@ def test_interrupted_run_resumes(number, code, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         console()
     assert ended.value.code == code
+    (run_dir,) = RUNS.iterdir()
+    assert (run_dir / "curves.png").is_file() == (number == signal.SIGINT)
     resume(9)
 
 

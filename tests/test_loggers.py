@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
+from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 
 from swin_lightning.cli import main
-from swin_lightning.loggers import CSVLogger, WandbLogger, read_offline_run
+from swin_lightning.loggers import CSVLogger, Ignored, WandbLogger, without_logged
 from swin_lightning.runs import RunFolder
+from swin_lightning.wandb_runs import read_offline_run
 from tests.support.cli import DIGITS, SHORT, environment, metrics
 
 # metrics.csv
@@ -42,6 +44,30 @@ def test_resumed_run_appends_to_the_csv(tmp_path):
         log(CSVLogger(str(tmp_path)), values)
     assert [(row["a"], row["b"]) for row in rows(tmp_path)] == [("1.0", ""), ("2.0", "3.0"), ("4.0", "")]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_resumed_run_removes_the_rows_behind_its_checkpoint(tmp_path):
+    log(CSVLogger(str(tmp_path)), {"a": 0.0}, {"a": 1.0, "b": 1.0}, {"a": 2.0}, {"a": 3.0, "c": 3.0})
+    with (tmp_path / "metrics.csv").open("a", newline="") as file:
+        file.write("9.")  # killed during a write
+    logger = CSVLogger(str(tmp_path))
+    logger.continue_from(2)
+    assert [row["step"] for row in rows(tmp_path)] == ["0", "1"]
+    logger.log_metrics({"b": 1.0, "epoch": 0}, 1)  # an interrupted validation is repeated
+    logger.log_metrics({"a": 2.5, "d": 4.0}, 2)
+    logger.save()
+    assert [(row["a"], row["b"], row["d"]) for row in rows(tmp_path)] == [
+        ("0.0", "", ""), ("1.0", "1.0", ""), ("2.5", "", "4.0"),
+    ]  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_what_was_logged_before_is_left_out():
+    logged = {(3, "a"), (3, "epoch"), (4, "b")}
+    assert without_logged({"a": 1, "epoch": 0}, 3, logged) == {}
+    assert without_logged({"a": 1, "b": 2, "epoch": 0}, 3, logged) == {"b": 2, "epoch": 0}
+    assert without_logged({"a": 1}, 4, logged) == {"a": 1}
+    assert without_logged({"epoch": 0}, 3, logged) == {"epoch": 0}
 
 
 def test_row_that_was_cut_off_does_not_damage_the_rows_after_it(tmp_path):
@@ -174,3 +200,60 @@ def test_wandb_logger_continues_a_run_that_the_caller_has_started():
 
     with wandb.init(mode="disabled", id="mine") as run:
         assert WandbLogger(save_dir="runs/digits/20260101-000000-0a1b2c3d").experiment is run
+
+
+# failures of W&B
+
+
+def failing(*args, **kwargs):
+    raise RuntimeError("W&B is\nill")
+
+
+def lines(captured):
+    return [line for line in captured.err.splitlines() if line.startswith("W&B")]
+
+
+SLOW = [("wandb.Run", "define_metric"), ("wandb.Run", "finish"), ("wandb", "Table"),
+        ("swin_lightning.loggers", "has_account"), ("wandb.sdk.wandb_config.Config", "update")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [("wandb", "init"), ("wandb.Run", "log"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
+)
+def test_any_failure_of_wandb_is_one_line_and_the_run_is_tested(target, name, monkeypatch, capsys):
+    import wandb  # noqa: F401  before it is patched
+
+    monkeypatch.setattr(f"{target}.{name}", failing)
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    arguments = ["--test_after_fit=true", "--trainer.limit_test_batches=1", "--trainer.limit_val_batches=1"]
+    cli = main(["fit", "-c", DIGITS, *SHORT, *arguments])
+    assert len(metrics(cli.run_dir, "test/acc")) == 1 and len(metrics(cli.run_dir, "train/loss")) == 3
+    (line,) = lines(capsys.readouterr())
+    assert "RuntimeError: W&B is ill" in line
+
+
+def test_use_after_a_failure_is_ignored(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("wandb.init", failing)
+    logger = WandbLogger(save_dir=str(tmp_path / "a-1"), mode="offline")
+    logger.experiment.log({"a": 1})
+    logger.experiment.config["a"] = 1
+    logger.experiment.summary.update({"a": 1})
+    logger.log_table("t", columns=["a"], data=[[1]])
+    logger.log_hyperparams({"lr": 1})
+    logger.finalize("success")
+    assert isinstance(logger.experiment, Ignored) and len(lines(capsys.readouterr())) == 1
+
+
+def test_only_our_checkpoint_is_uploaded(tmp_path, monkeypatch):
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from swin_lightning.checkpointing import Checkpoint
+
+    seen = []
+    monkeypatch.setattr(LightningWandbLogger, "after_save_checkpoint", lambda self, callback: seen.append(callback))
+    logger, ours = WandbLogger(save_dir=str(tmp_path), log_model=True), Checkpoint()
+    for callback in (ModelCheckpoint(), ours):
+        logger.after_save_checkpoint(callback)
+    assert seen == [ours]

@@ -7,7 +7,12 @@ from functools import partial
 import pytest
 import torch
 from lightning import Callback
-from lightning.pytorch.callbacks import BackboneFinetuning, LearningRateFinder, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 from torch import nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
@@ -195,12 +200,12 @@ def test_cosine_ends_at_max_steps(make_trainer):
     assert [rates["decay"] for rates in used.rates] == pytest.approx(expected)
 
 
-def run_rates(make_trainer, trainer_options, batches=6, **model_options):
+def run_rates(make_trainer, trainer_options, batches=6, more=(), **model_options):
     """Learning rates of the first group in a run, one per optimizer step."""
     batch = {"image": torch.randn(2, 3, 2, 2), "target": torch.tensor([0, 1]), "index": torch.arange(2)}
     used = UsedRates()
     model = SwinClassifier(Backbone(), 2, lr=0.1, min_lr=0.0, **model_options)
-    make_trainer(callbacks=[used], **trainer_options).fit(model, DataLoader([batch] * batches, batch_size=None))
+    make_trainer(callbacks=[used, *more], **trainer_options).fit(model, DataLoader([batch] * batches, batch_size=None))
     return [rates["decay"] for rates in used.rates]
 
 
@@ -209,6 +214,32 @@ def test_shorter_of_max_epochs_and_max_steps_ends_the_schedule(make_trainer):
     assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 12)) for step in range(12)])
     rates = run_rates(make_trainer, {"max_epochs": 1000, "max_steps": 4})
     assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 4)) for step in range(4)])
+
+
+@pytest.mark.parametrize(("options", "steps"), [
+    ({"max_epochs": 3, "limit_train_batches": 2}, 6),
+    ({"max_epochs": 2, "limit_train_batches": 0.5}, 6),
+    ({"max_epochs": -1, "max_steps": 5, "limit_train_batches": 2}, 5),
+    ({"max_epochs": 2, "max_steps": -1, "max_time": {"hours": 5}}, 12),
+    ({"max_epochs": 2, "max_steps": 7, "max_time": {"hours": 5}}, 7),
+    ({"max_epochs": 3, "limit_train_batches": 5, "accumulate_grad_batches": 2}, 9),
+    ({"max_epochs": 3, "overfit_batches": 1}, 3),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_the_shortest_limit_ends_the_schedule(options, steps, make_trainer):
+    rates = run_rates(make_trainer, options)
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)])
+
+
+@pytest.mark.filterwarnings("ignore:When using `Trainer.accumulate_grad_batches")
+def test_schedule_with_accumulation_that_changes_between_epochs(make_trainer):
+    scheduler = GradientAccumulationScheduler({0: 1, 1: 3})  # 6 + 2 + 2 steps
+    rates = run_rates(make_trainer, {"max_epochs": 3}, lr_schedule="linear", more=[scheduler])
+    assert rates == pytest.approx([0.1 * (1 - step / 10) for step in range(10)])
+    rates = run_rates(
+        make_trainer, {"max_epochs": 3}, lr_schedule="linear", warmup_epochs=1.5, warmup_lr=0.01, more=[scheduler]
+    )
+    assert rates[:8] == pytest.approx([0.01 + 0.09 * step / 7 for step in range(8)])  # 6 steps and half of 2
 
 
 def test_max_time_alone_ends_the_schedule(make_trainer):

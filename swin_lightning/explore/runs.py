@@ -9,8 +9,8 @@ import pandas as pd
 
 from swin_lightning.config import flatten
 from swin_lightning.errors import UserError
-from swin_lightning.loggers import WandbRecord, read_offline_run, read_project
 from swin_lightning.runs import find_runs
+from swin_lightning.wandb_runs import WandbRecord, read_offline_run, read_project
 
 BATCH_SIZE, SPEED = "data.batch_size", "train/images_per_s"
 

@@ -37,7 +37,7 @@ def sweep(args: list[str]) -> None:
         amount = "no limit on trials" if trials is None else f"{trials} trials"
         print(f"{config.path}: OK; {config.method} search over {', '.join(config.parameters)}; {amount}")
         return
-    from swin_lightning.loggers import has_account
+    from swin_lightning.wandb_runs import has_account
 
     if not options.local and os.environ.get("WANDB_MODE", "online") == "online" and has_account():
         from swin_lightning.sweep.driver import worker_slots

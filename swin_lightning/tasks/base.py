@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from jsonargparse.typing import register_type
 from lightning import LightningModule
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Adam, AdamW, Optimizer
@@ -264,7 +264,7 @@ class Task(LightningModule):
             raise UserError(
                 f"model.lr_schedule {schedule} needs an end of the run: set trainer.max_epochs, max_steps or max_time"
             )
-        warmup, decay_every = round(self.warmup_epochs * per_epoch), max(1, round(self.lr_decay_epochs * per_epoch))
+        warmup, decay_every = round(self._steps_of(self.warmup_epochs)), max(1, round(self.lr_decay_epochs * per_epoch))
         return lr_factor(
             schedule, step, total, warmup, start, end, decay_every, self.lr_decay_rate, self.lr_decay_share
         )
@@ -273,11 +273,22 @@ class Task(LightningModule):
         """Factor of the warm-up on a schedule given as a class."""
         if not (self.warmup_epochs and callable(self.lr_schedule)):
             return 1.0
-        step, warmup = self.trainer.global_step, round(self.warmup_epochs * self._steps_per_epoch())
+        step, warmup = self.trainer.global_step, round(self._steps_of(self.warmup_epochs))
         return lr_factor("constant", step, math.inf, warmup, self.warmup_lr / self.lr, 1.0)
 
-    def _steps_per_epoch(self) -> int:
-        return max(1, math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches))
+    def _steps_per_epoch(self, accumulate: int | None = None) -> int:
+        return max(
+            1, math.ceil(self.trainer.num_training_batches / (accumulate or self.trainer.accumulate_grad_batches))
+        )
+
+    def _steps_of(self, epochs: float) -> float:
+        """Optimizer steps of the first epochs of the run; Lightning's callback may accumulate differently in each."""
+        callbacks = cast(Any, self.trainer).callbacks
+        schedule = next((c for c in callbacks if isinstance(c, GradientAccumulationScheduler)), None)
+        if schedule is None:
+            return epochs * self._steps_per_epoch()
+        steps = [self._steps_per_epoch(schedule.get_accumulate_grad_batches(k)) for k in range(math.ceil(epochs))]
+        return sum(steps) - (math.ceil(epochs) - epochs) * (steps[-1] if steps else 0)
 
     def _total_steps(self, step: int) -> float:
         """Optimizer steps of the run by the first of max_epochs, max_steps and max_time; the last is extrapolated."""
@@ -286,7 +297,7 @@ class Task(LightningModule):
         if trainer.max_steps >= 0:
             limits.append(trainer.max_steps)
         if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-            limits.append(self._steps_per_epoch() * trainer.max_epochs)
+            limits.append(self._steps_of(trainer.max_epochs))
         for timer in (c for c in cast(Any, trainer).callbacks if isinstance(c, Timer)):  # of max_time
             elapsed, remaining = timer.time_elapsed(), timer.time_remaining()
             if remaining is not None and elapsed > 0:

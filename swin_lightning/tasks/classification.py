@@ -78,6 +78,14 @@ class SwinClassifier(Task):
                 self.metrics[f"{split}/{name}"] = deepcopy(metric)
         self.finish_init()
 
+    def logged_metrics(self) -> list[str]:
+        """Names of the metrics that training and validation log, so that a wrong monitor is found before training."""
+        names = [f"val/{name}" for name in OWN_METRICS]
+        for name in self.extra_metrics:
+            per_class = _per_class(cast(Metric, self.metrics[f"val/{name}"]))
+            names += [f"val/{name}/{label}" for label in self._labels()] if per_class else [f"val/{name}"]
+        return ["train/loss", *names]
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits `B, num_classes` of normalised images `B, 3, H, W`."""
         return self.head(self.backbone(images))  # type: ignore[no-any-return]
@@ -143,12 +151,14 @@ class SwinClassifier(Task):
                 self.log(f"{split}/{name}", extra)
         return logits  # type: ignore[no-any-return]
 
+    def _labels(self) -> list[str]:
+        return self.class_names or [str(k) for k in range(self.num_classes)]
+
     def _log_per_class(self, split: str) -> None:
-        names = self.class_names or [str(k) for k in range(self.num_classes)]
         for name in self.extra_metrics:
             metric = cast(Metric, self.metrics[f"{split}/{name}"])
             if _per_class(metric):
-                for label, value in zip(names, metric.compute(), strict=True):
+                for label, value in zip(self._labels(), metric.compute(), strict=True):
                     self.log(f"{split}/{name}/{label}", value)
                 metric.reset()
 

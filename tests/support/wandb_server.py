@@ -126,6 +126,19 @@ class Server:
     def Run(self, v):
         return {"project": {"run": self._node(v["name"])}}
 
+    # history of a run, which the client reads to its last step
+
+    def RunHistoryKeys(self, v):
+        rows = self.runs[v["name"]]["history"]
+        return {"project": {"run": {"historyKeys": {"lastStep": len(rows) - 1, "sets": [], "keys": {}}}}}
+
+    def RunParquetHistory(self, v):
+        return {"project": {"run": {"parquetHistory": {"parquetUrls": []}}}}
+
+    def HistoryPage(self, v):
+        rows = self.runs[v.get("run") or v["runName"]]["history"]
+        return {"project": {"run": {"history": [json.dumps(row) for row in rows if v["minStep"] <= row["_step"]]}}}
+
     # artifacts of a run: tables and requirements
 
     def CreateArtifact(self, v):

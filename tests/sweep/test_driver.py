@@ -255,7 +255,6 @@ def test_options_of_a_trial_are_those_of_its_run_and_the_overlay_reproduces_it(r
     assert metrics(repeated.run_dir, "val/loss") == [pytest.approx(row["val/loss"])]
 
 
-@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")  # Lightning, resumed at the end of an epoch
 def test_restarted_trial_continues_from_its_checkpoint(real_sweep, monkeypatch):
     (run,) = real_sweep.glob("runs/digits_swin_micro/*")
     shutil.copytree(run, Path("elsewhere/digits_swin_micro") / run.name)
