@@ -34,6 +34,7 @@ from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter
 from swin_lightning.runs import RunFolder, find_checkpoint
+from swin_lightning.sample_position import SamplePosition
 
 RUN_DIR_ENV = "SWIN_LIGHTNING_RUN_DIR"  # the run folder, for the ranks that Lightning starts on this machine
 LINKED = {"num_classes", "class_names"}  # arguments of the model that the data module provides
@@ -138,6 +139,7 @@ class CLI(LightningCLI):
         callbacks += [callback for callback in optional if getattr(callback, "enabled", True)]
         callbacks += [
             PerStepSeed(),
+            SamplePosition(),
             TrainingMonitor(),
             BestMetric(),
             *([BestMetric(monitor, self.checkpoint.mode)] if monitor != "val/acc" else []),
