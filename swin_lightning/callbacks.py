@@ -18,6 +18,7 @@ from torch import Tensor
 from swin_lightning.errors import UserError
 from swin_lightning.monitors import DEFAULT_MONITOR, Mode, find_mode, not_logged, resolve_mode
 from swin_lightning.runs import RunFolder
+from swin_lightning.step_mean import should_log
 from swin_lightning.strategies import full_tensor
 
 
@@ -265,17 +266,6 @@ class EpochSummary(Callback):
 # helpers
 
 LOSSES = ("train/loss", "train_loss", "val/loss", "val_loss")
-
-
-def should_log(trainer: Trainer) -> bool:
-    """Whether the Trainer logs the step of the batch that starts now; valid in `on_train_batch_start`.
-
-    The Trainer counts optimizer steps, and with manual optimization batches.
-    """
-    automatic = trainer.lightning_module.automatic_optimization
-    count = trainer.global_step if automatic else trainer.fit_loop.total_batch_idx
-    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every > 0 and (count + 1) % every == 0
 
 
 def batch_size(batch: Any) -> int:

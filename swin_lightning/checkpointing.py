@@ -2,8 +2,8 @@
 
 The result of a step depends on the weights, the optimizer, the averaged weights and the position in the epoch, which a
 checkpoint stores, and on random numbers, which it need not store: those of the data are functions of (seed, epoch,
-index), and `PerStepSeed` seeds torch by (seed, epoch, batch, rank). This holds for any number of ranks and devices,
-whereas a stored generator state would be that of one process.
+index) or (seed, epoch, step), and `PerStepSeed` seeds torch by (seed, epoch, step, accumulated batch, rank). This holds
+for any number of ranks and devices, whereas a stored generator state would be that of one process.
 """
 
 import logging
@@ -66,8 +66,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class PerStepSeed(Callback):
-    """Seeds torch before every training batch by (seed, epoch, batch, rank), for stochastic depth and dropout.
+    """Seeds torch before every training batch, for stochastic depth and dropout.
 
+    The key is (seed, epoch, optimizer step of the epoch, accumulated batch, rank), so that a run that is resumed with
+    another number of accumulated batches has the same keys for the same steps.
     The seed is that of the data module, or `seed_everything` if it has none.
     """
 
@@ -75,7 +77,8 @@ class PerStepSeed(Callback):
         seed = getattr(getattr(trainer, "datamodule", None), "seed", None)
         if not isinstance(seed, int):
             seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by Lightning's seed_everything
-        key = (seed, trainer.current_epoch, batch_idx, trainer.global_rank, 1)  # mixup has the key without the 1
+        step, batch = divmod(batch_idx, trainer.accumulate_grad_batches)
+        key = (seed, trainer.current_epoch, step, batch, trainer.global_rank, 1)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 

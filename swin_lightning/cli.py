@@ -36,6 +36,7 @@ from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.monitors import DEFAULT_MONITOR, MonitorCheck, check_monitor
 from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter
 from swin_lightning.runs import RunFolder, find_checkpoint
+from swin_lightning.sample_position import SamplePosition
 from swin_lightning.shutdown import Interrupted, RankError, Shutdown, end_with_parent, raise_on_signals
 from swin_lightning.strategies import check_strategy, restore_progress
 from swin_lightning.wandb_runs import ended_by_sweep, finish_wandb
@@ -157,6 +158,7 @@ class CLI(LightningCLI):
             options.non_finite,
             MonitorCheck(),
             ResumeLoggers(),
+            SamplePosition(),
             TrainingMonitor(),
             BestMetric(),
             *([BestMetric(monitor, self.checkpoint.mode)] if monitor != DEFAULT_MONITOR else []),

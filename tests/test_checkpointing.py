@@ -4,6 +4,8 @@ import errno
 import logging
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +24,7 @@ from swin_lightning.loggers import CSVLogger
 from swin_lightning.models import SwinTransformer
 from swin_lightning.shutdown import Interrupted
 from swin_lightning.tasks.classification import SwinClassifier
-from tests.support.cli import DIGITS, SHORT, metrics
+from tests.support.cli import DIGITS, SHORT, environment, metrics
 from tests.support.kills import STATES, compare, differences, write_parquet
 from tests.support.training import Scores, fit_scores, load, trainer
 
@@ -139,6 +141,22 @@ def test_resume_from_any_checkpoint_repeats_batches_and_weights(reference, tmp_p
         assert [d for key in STATES for d in differences(end[key], final[key], key)] == [], step
 
 
+def test_seed_of_a_step_does_not_depend_on_accumulation():
+    def seed(batch_idx, accumulate, epoch=1, rank=0):
+        fake = SimpleNamespace(
+            datamodule=SimpleNamespace(seed=7),
+            current_epoch=epoch,
+            accumulate_grad_batches=accumulate,
+            global_rank=rank,
+        )
+        PerStepSeed().on_train_batch_start(fake, None, None, batch_idx)
+        return torch.initial_seed()
+
+    assert seed(5, 1) == seed(10, 2) == seed(20, 4)
+    others = [(6, 1), (11, 2), (21, 4), (22, 4), (5, 1, 2), (5, 1, 1, 1)]
+    assert len({seed(5, 1), *(seed(*other) for other in others)}) == 6  # (11, 2) and (21, 4) are both batch 1 of step 5
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_run_killed_30_times_ends_with_the_same_weights(tmp_path):
@@ -146,6 +164,31 @@ def test_run_killed_30_times_ends_with_the_same_weights(tmp_path):
     assert different == []
     assert steps == 64 * 6
     assert sum(counts.values()) == 30 and min(counts.values()) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("options", [
+    ["--ranks=2", "--kills=6", "--epochs=3"],
+    # sums are rounded differently: few steps, after which the weights are within 1e-4
+    ["--accumulate", "1", "4", "2", "--kills=3", "--epochs=1"],
+    ["--ranks=2", "--accumulate", "1", "2", "--kills=3", "--epochs=1"],
+])  # fmt: skip
+def test_run_killed_on_several_ranks_or_with_other_accumulation(options, tmp_path):
+    command = [sys.executable, "-m", "tests.support.kills", "--images=704", "--folder", str(tmp_path / "out"), *options]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "differences at the end: none" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_ranks_and_accumulated_batches_train_the_same_steps():
+    """1, 2 and 3 ranks and 1, 2 and 4 accumulated batches, with mixup, CutMix, erasing and EMA."""
+    command = [sys.executable, "-m", "tests.support.same_pixels"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": 0 of 20 steps with other pixels or targets") == 5
 
 
 def test_resuming_a_finished_run_keeps_raw_and_averaged_weights(tmp_path):

@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from swin_lightning.data import ImageDataModule
+from swin_lightning.data.erasing import random_boxes
 
 MARGIN, HEADER = 4, 14  # pixels between tiles, and above them for the titles
 
@@ -32,7 +33,9 @@ def save_augmentation_sheet(data: ImageDataModule, path: Path, samples: int = 8,
         targets = torch.tensor([source[i][1] for i in indices])
         for epoch in range(2):
             batch = torch.from_numpy(np.stack(columns[f"epoch {epoch}"])).permute(0, 3, 1, 2)  # B, 3, S, S
-            images, _ = data.augment_batch(data.normalize(batch), targets, np.random.default_rng((data.seed, epoch)))
+            rng, size = np.random.default_rng((data.seed, epoch)), batch.shape[-2:]
+            boxes = random_boxes(torch.tensor(indices), size, data.random_erasing, data.seed, epoch)
+            images, _ = data.augment_batch(data.normalize(batch), targets, rng, boxes)
             columns[f"mixed {epoch}"] = list(data.denormalize(images).permute(0, 2, 3, 1).numpy())
     tile = max(64, min(160, data.image_size))
     step = tile + MARGIN

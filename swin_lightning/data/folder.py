@@ -98,12 +98,13 @@ class ImageFolder(ImageDataModule):
         size = self.stream_size or stream.size
         if size is None:
             raise UserError(f"data.stream_size: {self.path!r} does not state its number of images; set it")
-        trainer, batch_size, world_size = self.trainer, self.micro_batch_size(), self._rank()[1]
+        trainer, batch_size, accumulate = self.trainer, self.micro_batch_size(), self.accumulated_batches()
+        world_size = self._rank()[1]
         # a worker without a shard would yield nothing
         shards = max(1, stream.rows.num_shards // (world_size if stream.rows.num_shards % world_size == 0 else 1))
         loader = StreamLoader(
             self._stream_dataset("train"),
-            steps=size // (batch_size * world_size),
+            steps=size // (batch_size * world_size * accumulate) * accumulate,
             epoch=lambda: trainer.current_epoch if trainer is not None else 0,
             batch_size=batch_size,
             num_workers=min(self.workers(), shards),

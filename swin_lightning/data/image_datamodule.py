@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from swin_lightning.batch import IGNORE_INDEX, Batch
-from swin_lightning.data.mixup import MixupCutmix, random_erasing
+from swin_lightning.data.erasing import Boxes, erase, random_boxes
+from swin_lightning.data.mixup import MixupCutmix
 from swin_lightning.data.readers import FileReader, Reader, list_images
 from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, OnBadImage, ResumableSampler
 from swin_lightning.data.transforms import Crop, EvalCrop, Transform, eval_transform, train_transform
@@ -146,6 +147,7 @@ class ImageDataModule(LightningDataModule):
                 f"data.batch_size {self.batch_size} is larger than the training set of "
                 f"{len(self.sources['train'])} images; lower it"
             )
+        self._check_pairs(sampler.batch_size)
         return self._loader("train", sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -161,32 +163,46 @@ class ImageDataModule(LightningDataModule):
         """Loader of a split with evaluation pixels, in order."""
         return self._loader(split, self._sampler(split))
 
-    def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         bad_index = batch.pop("bad_index", None)
         if bad_index is not None and self.trainer is not None:
             split = SPLITS[self.trainer.state.stage or ""]
             self._bad_images |= {self.sample_name(split, index) for index in bad_index.tolist() if index >= 0}
+        if self.random_erasing and self.trainer is not None and self.trainer.training:
+            size, epoch = batch["image"].shape[-2:], self.trainer.current_epoch
+            # drawn here, where the indices are still on the host
+            batch["boxes"] = random_boxes(batch["index"], size, self.random_erasing, self.seed, epoch)
         return batch
 
-    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:
         images, targets = self.normalize(batch["image"]), batch["target"]
         trainer = self.trainer
         if trainer is not None and trainer.training:
-            step = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-            rng = np.random.default_rng((self.seed, trainer.current_epoch, step, trainer.global_rank))
-            images, targets = self.augment_batch(images, targets, rng)
+            batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            step = batches // trainer.accumulate_grad_batches  # optimizer step of the epoch, the same on all ranks
+            rng = np.random.default_rng((self.seed, trainer.current_epoch, step))
+            boxes = batch["boxes"] if self.random_erasing else None
+            images, targets = self.augment_batch(images, targets, rng, boxes)
         if trainer is not None:
             images = trainer.precision_plugin.convert_input(images)
         return {"image": images, "target": targets, "index": batch["index"]}
 
-    def augment_batch(self, images: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def augment_batch(
+        self, images: Tensor, targets: Tensor, rng: np.random.Generator, boxes: Boxes | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Random erasing, then mixup or CutMix, of normalised images `B, 3, S, S` and class indices `B`.
+
+        Args:
+            images: Normalised images.
+            targets: Class indices.
+            rng: Generator of mixup and CutMix, equal for all parts of a global batch.
+            boxes: Boxes to erase.
 
         Returns:
             Images `B, 3, S, S` and class indices `B`, or probabilities `B, K` if the batch was mixed.
         """
-        if self.random_erasing:
-            images = random_erasing(images, self.random_erasing, rng)
+        if boxes is not None:
+            images = erase(images, boxes)
         return self.mixing(images, targets, self.num_classes, rng)
 
     def teardown(self, stage: str) -> None:
@@ -235,16 +251,17 @@ class ImageDataModule(LightningDataModule):
         Raises:
             UserError: If the global batch cannot be divided equally.
         """
-        if self.trainer is None:
-            return self.batch_size
-        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        if self.batch_size % parts:
+        world_size, accumulate = self._rank()[1], self.accumulated_batches()
+        if self.batch_size % (world_size * accumulate):
             raise UserError(
                 f"data.batch_size {self.batch_size} is the global batch size and cannot be divided by "
-                f"{self.trainer.world_size} devices x {self.trainer.accumulate_grad_batches} accumulated batches; "
-                f"use a multiple of {parts}"
+                f"{world_size} devices x {accumulate} accumulated batches; use a multiple of {world_size * accumulate}"
             )
-        return self.batch_size // parts
+        return self.batch_size // (world_size * accumulate)
+
+    def accumulated_batches(self) -> int:
+        """Forward passes per optimizer step on one device."""
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
 
     def workers(self) -> int:
         """DataLoader workers of this device."""
@@ -256,19 +273,33 @@ class ImageDataModule(LightningDataModule):
         """Rank of this process and number of ranks."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
+    def _check_pairs(self, micro_batch: int) -> None:
+        """Say that mixup depends on the number of devices if a micro-batch does not consist of pairs."""
+        parts = self.batch_size // micro_batch
+        if micro_batch % 2 and parts > 1 and (self.mixing.mixup or self.mixing.cutmix) and self._rank()[0] == 0:
+            log.warning(
+                f"data.batch_size {self.batch_size} gives {micro_batch} images per device and forward pass, an odd "
+                "number: one of them is not mixed, and which one depends on the number of devices and accumulated "
+                f"batches; use a multiple of {2 * parts}"
+            )
+
     def _batches_done(self, batches: int) -> int:
         """Batches of the current epoch that a resumed run has already processed."""
         if self.trainer is None or not self.trainer.fit_loop.restarting:
             return 0
-        done: int = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        if progress.is_last_batch:  # the next epoch begins, whatever its number of batches
+            return 0
+        done: int = progress.current.processed  # type: ignore[attr-defined]
         limit = self.trainer.limit_train_batches
         end = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
-        return done if done < end else 0  # after the last batch the next epoch begins
+        return done if done < end else 0
 
     def _sampler(self, split: str) -> ResumableSampler:
         training = split == "train"
         batch_size = self.micro_batch_size() if training else self.eval_batch_size or self.micro_batch_size()
-        return ResumableSampler(len(self.sources[split]), batch_size, self.seed, training, *self._rank())
+        accumulate = self.accumulated_batches() if training else 1
+        return ResumableSampler(len(self.sources[split]), batch_size, self.seed, training, *self._rank(), accumulate)
 
     def _loader(self, split: str, sampler: ResumableSampler) -> DataLoader[Any]:
         training = split == "train"

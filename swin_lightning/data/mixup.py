@@ -1,6 +1,7 @@
-"""Augmentation of whole batches on their device: mixup, CutMix, random erasing.
+"""Mixup and CutMix of a batch on its device.
 
-Random parameters are drawn on the CPU from a generator seeded by the caller; the pixels stay on the device.
+Random parameters are drawn on the CPU from a generator seeded by the caller; the pixels stay on the device. With the
+same seed for all parts of a global batch, and `sampling.deal_pairs`, the parts are mixed as the whole would be.
 """
 
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class MixupCutmix:
         alpha = self.cutmix if cut else self.mixup
         ratio = float(rng.beta(alpha, alpha))  # weight of the image itself
         if cut:
-            y, x, h, w = _box(images.shape[-2:], 1 - ratio, 1.0, rng)
+            y, x, h, w = _box(images.shape[-2:], 1 - ratio, rng)
             images = images.clone()
             images[..., y : y + h, x : x + w] = images.flip(0)[..., y : y + h, x : x + w]
             ratio = 1 - h * w / (images.shape[-2] * images.shape[-1])  # the box may be clipped at the border
@@ -59,39 +60,11 @@ class MixupCutmix:
         return images, one_hot * ratio + one_hot.flip(0) * (1 - ratio)
 
 
-def random_erasing(images: Tensor, probability: float, rng: np.random.Generator) -> Tensor:
-    """Replace a box of some images by Gaussian noise.
-
-    Args:
-        images: Normalised images, `B, C, H, W`.
-        probability: Probability of erasing, per image. A box has 2 % to 1/3 of the area, aspect ratio 0.3 to 1 / 0.3.
-        rng: Generator of the boxes and of the noise's seed.
-
-    Source: arXiv:1708.04896, mode `pixel` of the official Swin configuration.
-    """
-    B, _, H, W = images.shape
-    boxes = np.zeros((B, 4), np.int64)
-    for b in np.flatnonzero(rng.random(B) < probability):
-        boxes[b] = _box((H, W), rng.uniform(0.02, 1 / 3), np.exp(rng.uniform(np.log(0.3), -np.log(0.3))), rng, True)
-    y, x, h, w = torch.from_numpy(boxes).to(images.device, non_blocking=True).T[:, :, None]  # 4 tensors B, 1
-    rows, columns = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
-    inside = ((rows >= y) & (rows < y + h))[:, :, None] & ((columns >= x) & (columns < x + w))[:, None, :]  # B, H, W
-    generator = torch.Generator(images.device).manual_seed(int(rng.integers(2**63)))
-    noise = torch.empty_like(images).normal_(generator=generator)
-    return torch.where(inside[:, None], noise, images)
-
-
-def _box(
-    size: tuple[int, int] | torch.Size, area: float, aspect: float, rng: np.random.Generator, inside: bool = False
-) -> tuple[int, int, int, int]:
-    """A random box `y, x, h, w` with this fraction of the area: inside the image, or clipped at its border (CutMix)."""
+def _box(size: torch.Size, area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """A random box `y, x, h, w` with this fraction of the area, clipped at the border of the image."""
     H, W = size
-    h, w = round((area * H * W * aspect) ** 0.5), round((area * H * W / aspect) ** 0.5)
-    if not inside:
-        h, w = int(H * area**0.5), int(W * area**0.5)
-        cy, cx = rng.integers(H), rng.integers(W)
-        y0, y1 = np.clip((cy - h // 2, cy + h // 2), 0, H)
-        x0, x1 = np.clip((cx - w // 2, cx + w // 2), 0, W)
-        return int(y0), int(x0), int(y1 - y0), int(x1 - x0)
-    h, w = min(h, H), min(w, W)
-    return int(rng.integers(H - h + 1)), int(rng.integers(W - w + 1)), h, w
+    h, w = int(H * area**0.5), int(W * area**0.5)
+    cy, cx = rng.integers(H), rng.integers(W)
+    y0, y1 = np.clip((cy - h // 2, cy + h // 2), 0, H)
+    x0, x1 = np.clip((cx - w // 2, cx + w // 2), 0, W)
+    return int(y0), int(x0), int(y1 - y0), int(x1 - x0)

@@ -4,7 +4,7 @@ The sampler yields the epoch together with the index, so that the augmentation o
 of workers or ranks nor on where a run was resumed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import cv2
@@ -104,42 +104,74 @@ def channels_first(pixels: np.ndarray) -> torch.Tensor:
 class ResumableSampler(DistributedSampler[Any]):
     """Sampler for training and evaluation, on one or several ranks.
 
-    In training every epoch is a new permutation without its incomplete last global batch; a resumed epoch begins at
-    `start_batch`. In evaluation every sample is yielded once, in order; ranks with fewer samples are padded with a
-    repeated sample of target `IGNORE_INDEX`, because collective operations need equal numbers of steps.
+    In training every epoch is a new permutation without its incomplete last global batch, and `deal_pairs` divides
+    each global batch; a resumed epoch begins at `start_batch`. In evaluation every sample is yielded once, in order;
+    ranks with fewer samples are padded with a repeated sample of target `IGNORE_INDEX`, because collective operations
+    need equal numbers of steps.
 
     It derives from `DistributedSampler` so that Lightning does not replace it.
 
     Args:
         size: Samples in the data set.
-        batch_size: Samples per batch of one rank.
+        batch_size: Samples per batch of one rank (micro-batch).
         seed: Seed of the permutations, together with the epoch (`set_epoch`).
         training: Whether to shuffle and drop the incomplete batch.
         rank: Rank of this process.
         world_size: Number of ranks.
+        accumulate: Batches per optimizer step.
     """
 
     def __init__(
-        self, size: int, batch_size: int, seed: int = 0, training: bool = False, rank: int = 0, world_size: int = 1
+        self,
+        size: int,
+        batch_size: int,
+        seed: int = 0,
+        training: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
     ) -> None:
         super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=training, seed=seed)  # type: ignore[arg-type]
         self.size, self.batch_size, self.training = size, batch_size, training
         self.start_batch = 0  # first batch of the next epoch; later epochs begin at 0
-        samples = size // (batch_size * world_size) * batch_size if training else -(-size // world_size)
-        self.num_samples = samples  # per rank
+        self.places = deal_pairs(batch_size, rank, world_size, accumulate)
+        step, per_rank = batch_size * world_size * accumulate, batch_size * accumulate
+        self.num_samples = size // step * per_rank if training else -(-size // world_size)  # per rank
 
     def __len__(self) -> int:
         return self.num_samples
 
     def __iter__(self) -> Iterator[Key]:
-        indices: Sequence[int] | np.ndarray = range(self.size)
         if self.training:
-            indices = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+            steps, size = self.num_samples // self.places.size, self.places.size * self.num_replicas
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+            indices = order[: steps * size].reshape(steps, size)[:, self.places.ravel()].ravel()
+        else:
+            indices = np.arange(self.rank, self.rank + self.num_samples * self.num_replicas, self.num_replicas)
+            indices[indices >= self.size] = ~0
         start, self.start_batch = self.start_batch * self.batch_size, 0
-        for i in range(start, self.num_samples):
-            position = i * self.num_replicas + self.rank
-            index = int(indices[position]) if position < self.size else ~0
-            yield self.epoch, index
+        for index in indices[start:]:
+            yield self.epoch, int(index)
+
+
+def deal_pairs(batch_size: int, rank: int, world_size: int, accumulate: int) -> np.ndarray:
+    """Places in the global batch of B samples that a rank gets, `accumulate, batch_size`.
+
+    Mixup mixes the sample at place j with the one at B - 1 - j. Both are in the same micro-batch, at mirrored places
+    again, so that it is mixed as a part of the global batch. If `batch_size` is odd, the sample in the middle of a
+    micro-batch has no partner in it.
+
+    Args:
+        batch_size: Samples per micro-batch.
+        rank: Rank of the process.
+        world_size: Number of ranks.
+        accumulate: Micro-batches per optimizer step.
+    """
+    parts, pairs = world_size * accumulate, batch_size // 2
+    part = np.arange(accumulate)[:, None] * world_size + rank  # accumulate, 1
+    first = part * pairs + np.arange(pairs)  # accumulate, pairs
+    middle = (parts * pairs + part)[:, : batch_size % 2]
+    return np.concatenate([first, middle, parts * batch_size - 1 - first[:, ::-1]], axis=1)
 
 
 class LazyDataLoader(DataLoader[Any]):

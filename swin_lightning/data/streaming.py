@@ -8,7 +8,9 @@ What holds for a stream:
 - The augmentation of an image is a function of (seed, epoch, content of the file).
 - The order is a function of (seed, epoch, number of ranks, number of workers).
 - A resumed epoch continues with the same batches if the numbers of ranks and workers are unchanged. The images before
-  are read again, without decoding, and dropped: resuming late in an epoch costs network traffic.
+  are read again, without decoding, and dropped: resuming late in an epoch costs network traffic. With another number of
+  accumulated batches it continues with the same images if there is at most one worker per rank.
+- Which images are mixed depends on the numbers of ranks, workers and accumulated batches.
 - An epoch has as many steps as the size of the data set allows. If ranks or workers have shares of unequal size, the
   smaller ones start again, so that a few images are seen twice and a few not at all.
 """

@@ -20,6 +20,7 @@ from swin_lightning.errors import UserError, summarize
 from swin_lightning.models.resize import BiasResize
 from swin_lightning.models.weights import HeadRows, load_weights
 from swin_lightning.optim import FactorLR, ScheduleName, lr_factor, parameter_groups, rescale_lr
+from swin_lightning.step_mean import StepMean
 from swin_lightning.strategies import FSDP2, repeated_blocks, shard
 
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
@@ -114,6 +115,7 @@ class Task(LightningModule):
         self.compile_backbone = compile
         self._frozen: list[nn.Module] = []
         self._finished = False
+        self._step_means: dict[str, StepMean] = {}
 
         self.backbone = backbone
         if gradient_checkpointing:
@@ -131,6 +133,20 @@ class Task(LightningModule):
         if self.weights is not None:
             load_weights(self, self.weights, self.bias_resize, self.head_rows)
         self._freeze(strict=False)  # a subclass may have more modules to come
+
+    def log_step_mean(self, name: str, value: Tensor, **options: Any) -> None:
+        """Log a value of `training_step` for the global batch: its mean over accumulated batches and devices.
+
+        Args:
+            name: Name of the value, such as `train/loss`.
+            value: Scalar, the mean over this batch on this device.
+            **options: Arguments of `log`.
+        """
+        try:
+            trainer = self.trainer
+        except RuntimeError:  # a step without a Trainer, where `log` does nothing either
+            return
+        self.log(name, self._step_means.setdefault(name, StepMean()).update(trainer, value), **options)
 
     # Lightning's hooks
 

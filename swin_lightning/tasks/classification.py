@@ -108,7 +108,7 @@ class SwinClassifier(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self(batch["image"])
         loss = self.compute_loss(logits.float(), batch["target"])
-        self.log("train/loss", loss, batch_size=len(logits))
+        self.log_step_mean("train/loss", loss)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -124,21 +124,90 @@ def test_model_gets_normalised_images_that_are_mixed_in_training_only(make_train
         torch.testing.assert_close(images[8:], data.normalize(validation))
 
 
-def test_random_erasing_comes_before_mixing():
-    data = eight(random_erasing=1.0, mixup=0.8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=1)))
+class Hundred(Eight):
+    def load(self, split):
+        images = np.random.default_rng(0).integers(256, size=(100, 16, 16, 3), dtype=np.uint8)
+        return ArrayReader(images, np.arange(100) % 2)
+
+
+def training_batches(data, rank=0, world_size=1, accumulate=1, epoch=0):
+    """What the model gets on one rank: lists of batches, one list per optimizer step."""
+    current = SimpleNamespace(ready=0, processed=0)
     data.trainer = SimpleNamespace(
         training=True,
-        current_epoch=0,
-        global_rank=0,
-        fit_loop=SimpleNamespace(epoch_loop=progress),
+        state=SimpleNamespace(stage="train"),
+        current_epoch=epoch,
+        global_rank=rank,
+        world_size=world_size,
+        accumulate_grad_batches=accumulate,
+        fit_loop=SimpleNamespace(
+            restarting=False, epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=current))
+        ),
         precision_plugin=SimpleNamespace(convert_input=lambda images: images),
     )
-    black = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
-    batch = {"image": black, "target": torch.arange(4) % 2, "index": torch.arange(4)}
-    erased = data.on_after_batch_transfer(batch, 0)["image"].ne(0)
-    assert erased.flatten(1).any(1).all() and not erased.all()
-    assert torch.equal(erased, erased.flip(0))  # both images of a mixed pair show the boxes of both
+    data.setup("fit")
+    loader, steps = data.train_dataloader(), []
+    loader.sampler.set_epoch(epoch)
+    for current.ready, batch in enumerate(loader):
+        if current.ready % accumulate == 0:
+            steps.append([])
+        steps[-1].append(data.on_after_batch_transfer(data.on_before_batch_transfer(batch, 0), 0))
+    return steps
+
+
+MIXED = {"random_erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "mix_probability": 0.7}
+PARTS = [(1, 2), (1, 4), (2, 1), (3, 1), (2, 2)]  # ranks, accumulated batches
+
+
+def samples(batch):
+    """Index, pixels and target of each sample."""
+    pixels = [image.numpy().tobytes() for image in batch["image"]]
+    return list(zip(batch["index"].tolist(), pixels, map(str, batch["target"].tolist()), strict=True))
+
+
+def epoch_samples(world_size, accumulate, epoch, **options):
+    """The samples of every global batch, sorted by index."""
+    ranks = []
+    for rank in range(world_size):
+        data = Hundred(**{"image_size": 16, "batch_size": 24, "num_workers": 0} | MIXED | AUGMENTED | options)
+        ranks.append(training_batches(data, rank, world_size, accumulate, epoch))
+    return [
+        sorted(s for rank in ranks for batch in rank[step] for s in samples(batch)) for step in range(len(ranks[0]))
+    ]
+
+
+def test_ranks_and_accumulated_batches_give_the_same_pixels_and_targets():
+    mixed = set()
+    for epoch in (0, 1):
+        whole = epoch_samples(1, 1, epoch)
+        assert [len(step) for step in whole] == [24] * 4
+        mixed |= {target.startswith("[") for step in whole for _, _, target in step}
+        for world_size, accumulate in PARTS:
+            assert epoch_samples(world_size, accumulate, epoch) == whole, (world_size, accumulate)
+    assert mixed == {True, False}
+
+
+def test_erasing_does_not_depend_on_odd_batches_but_mixing_does(caplog):
+    whole = epoch_samples(1, 1, 0, batch_size=27, mixup=0.0, cutmix=0.0)
+    assert epoch_samples(3, 3, 0, batch_size=27, mixup=0.0, cutmix=0.0) == whole
+    assert "odd" not in caplog.text
+    whole = epoch_samples(1, 1, 0, batch_size=27, mix_probability=1.0)
+    assert "odd" not in caplog.text
+    parts = epoch_samples(3, 1, 0, batch_size=27, mix_probability=1.0)
+    unequal = [sum(a != b for a, b in zip(*steps, strict=True)) for steps in zip(whole, parts, strict=True)]
+    assert unequal == [2, 2, 2]  # the middle images of two ranks; that of the third is in the middle of the whole batch
+    assert caplog.text.count("data.batch_size 27 gives 9 images per device and forward pass, an odd number") == 1
+
+
+def test_random_erasing_comes_before_mixing():
+    data = Hundred(image_size=16, batch_size=4, num_workers=0, random_erasing=1.0, mixup=0.8)
+    erased = [batch["image"] for (batch,) in training_batches(data)]
+    data.random_erasing = 0.0
+    kept = [batch["image"] for (batch,) in training_batches(data)]
+    for images, others in zip(erased, kept, strict=True):
+        changed = images.ne(others).any(1)
+        assert changed.flatten(1).any(1).all() and not changed.all()
+        assert torch.equal(changed, changed.flip(0))  # both images of a mixed pair show the boxes of both
 
 
 # sizes and class names

@@ -1,10 +1,10 @@
-"""Mixup, CutMix and random erasing."""
+"""Mixup and CutMix."""
 
 import numpy as np
 import pytest
 import torch
 
-from swin_lightning.data.mixup import MixupCutmix, random_erasing
+from swin_lightning.data.mixup import MixupCutmix
 
 TARGETS = torch.tensor([0, 1, 2, 3])
 
@@ -104,53 +104,3 @@ def test_nothing_is_mixed_by_default():
 def test_mixing_is_a_function_of_the_generator():
     assert torch.equal(mix(3, mixup=0.8, cutmix=1.0)[0], mix(3, mixup=0.8, cutmix=1.0)[0])
     assert not torch.equal(mix(3, mixup=0.8)[0], mix(4, mixup=0.8)[0])
-
-
-# random erasing
-
-
-def erased(probability, n=64, side=32, seed=0):
-    images = torch.full((n, 3, side, side), 9.0)  # far outside of the noise
-    out = random_erasing(images, probability, np.random.default_rng(seed))
-    assert (images == 9).all()
-    return out, out != 9
-
-
-def test_erasing_probability_0_erases_no_image_and_1_every_image():
-    assert not erased(0.0)[1].any()
-    assert erased(1.0)[1].flatten(1).any(1).all()
-
-
-def test_erasing_probability_is_the_share_of_erased_images():
-    assert erased(0.25, n=800, side=8)[1].flatten(1).any(1).float().mean().item() == pytest.approx(0.25, abs=0.06)
-
-
-def test_erased_boxes_have_2_to_33_percent_of_the_area():
-    _, changed = erased(1.0, n=200)
-    shares, aspects = [], []
-    for image in changed:
-        rows, columns = image[0].any(1).nonzero(), image[0].any(0).nonzero()
-        (y0, y1), (x0, x1) = ((int(edge.min()), int(edge.max()) + 1) for edge in (rows, columns))
-        assert image[:, y0:y1, x0:x1].all()  # in all channels
-        assert image.sum() == 3 * (y1 - y0) * (x1 - x0)
-        shares.append((y1 - y0) * (x1 - x0) / 32**2)
-        aspects.append((y1 - y0) / (x1 - x0))
-    # side lengths are rounded to pixels
-    assert 0.01 < min(shares) < 0.06
-    assert 0.28 < max(shares) < 0.36
-    assert 0.2 < min(aspects) < 0.4
-    assert 2.5 < max(aspects) < 5
-    assert len(set(shares)) > 50  # a separate box per image
-
-
-def test_erased_pixels_are_gaussian_noise():
-    out, changed = erased(1.0, n=200)
-    noise = out[changed]
-    assert noise.mean().item() == pytest.approx(0, abs=0.02)
-    assert noise.std().item() == pytest.approx(1, abs=0.02)
-    assert len(noise.unique()) > 0.9 * len(noise)
-
-
-def test_random_erasing_is_a_function_of_the_generator():
-    assert torch.equal(erased(0.5)[0], erased(0.5)[0])
-    assert not torch.equal(erased(0.5)[0], erased(0.5, seed=1)[0])

@@ -9,7 +9,7 @@ import torch
 
 from swin_lightning.data import ImageFolder
 from swin_lightning.data.readers import ArrayReader, FileReader
-from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, ResumableSampler
+from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, ResumableSampler, deal_pairs
 from swin_lightning.data.transforms import eval_transform, train_transform
 from swin_lightning.errors import UserError
 from tests.support.images import write_image, write_photographs
@@ -51,6 +51,38 @@ def test_global_batch_has_the_same_samples_on_one_and_two_ranks(size):
     assert len(two[0]) == len(two[1]) == len(one) // 2
     for b in range(size // 8):
         assert {*two[0][4 * b : 4 * b + 4], *two[1][4 * b : 4 * b + 4]} == set(one[8 * b : 8 * b + 8])
+
+
+@pytest.mark.parametrize("batch_size", [4, 2, 3])
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (1, 4), (2, 1), (3, 2)])
+def test_pairs_are_in_the_same_micro_batch(world_size, accumulate, batch_size):
+    total, places = batch_size * world_size * accumulate, []
+    for rank in range(world_size):
+        for micro_batch in deal_pairs(batch_size, rank, world_size, accumulate).tolist():
+            places += micro_batch
+            mirrored = [total - 1 - place for place in reversed(micro_batch)]
+            middle = {batch_size // 2} if batch_size % 2 and world_size * accumulate > 1 else set()
+            assert all(a == b for i, (a, b) in enumerate(zip(micro_batch, mirrored, strict=True)) if i not in middle)
+    assert sorted(places) == list(range(total))
+
+
+def test_one_process_keeps_the_order_of_the_permutation():
+    assert deal_pairs(5, 0, 1, 1).tolist() == [[0, 1, 2, 3, 4]]
+    assert deal_pairs(6, 0, 1, 1).tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_incomplete_global_batch_is_dropped(accumulate):
+    def keys(rank, world_size):
+        return list(ResumableSampler(1257, 16 // accumulate // world_size, 0, True, rank, world_size, accumulate))
+
+    whole = [index for _, index in ResumableSampler(1257, 16, training=True)]
+    assert len(whole) == 78 * 16
+    ranks = [[index for _, index in keys(rank, 2)] for rank in (0, 1)]
+    for step in range(78):
+        expected = set(whole[16 * step : 16 * step + 16])
+        assert {index for _, index in keys(0, 1)[16 * step : 16 * step + 16]} == expected
+        assert {index for rank in ranks for index in rank[8 * step : 8 * step + 8]} == expected
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
