@@ -330,6 +330,7 @@ class LastCheckpoint(CheckpointCallback):
         loop = trainer.fit_loop
         batches: Any = loop.epoch_loop.batch_progress
         if batches.current.ready > batches.current.processed or not self.between_steps:  # within a step
+            batches.is_last_batch = False
             forgotten = 0 if self.between_steps else batches.current.processed - self._batches  # with their gradients
             for count in (batches.current, batches.total):
                 count.ready = count.started = count.processed = count.completed = count.processed - forgotten

@@ -5,6 +5,7 @@ Data modules and batches of any kind are accepted; what they lack, such as image
 
 import contextlib
 import csv
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from swin_lightning.batch import IGNORE_INDEX
 from swin_lightning.run_figures import Prediction, learning_curves, prediction_sheet
 from swin_lightning.runs import RunFolder
+from swin_lightning.shutdown import Interrupted
 
 
 class PredictionReport(Callback):
@@ -84,7 +86,8 @@ class PredictionReport(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draw the curves of a run that ends by Ctrl-C."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit":
+        by_user = isinstance(exception, Interrupted) and exception.signal == signal.SIGINT
+        if by_user and trainer.state.fn == "fit":
             with contextlib.suppress(OSError):  # the checkpoint is still to be written
                 self._draw_curves(trainer)
 

@@ -1,7 +1,7 @@
 """One run on several ranks and accumulated batches: pixels, targets and losses of every global batch.
 
-`python -m tests.support.same_pixels` trains the same 20 steps on 1, 2 and 3 processes (DDP on the CPU) and with 1, 2 and 4
-accumulated batches, and compares each with the first.
+`python -m tests.support.same_pixels` trains the same 20 steps on 1, 2 and 3 processes (DDP on the CPU) and with 1, 2
+and 4 accumulated batches, and compares each with the first.
 """
 
 import argparse
