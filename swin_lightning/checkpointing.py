@@ -22,6 +22,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from swin_lightning.checkpoint_files import verify
 from swin_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        if "://" not in str(path) and os.path.isfile(path):
+            verify(path)
+        return super().load_checkpoint(path, map_location, weights_only)
 
 
 class PerStepSeed(Callback):
