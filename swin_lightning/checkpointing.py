@@ -25,6 +25,7 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from swin_lightning.checkpoint_files import verify
 from swin_lightning.errors import UserError
 from swin_lightning.monitors import DEFAULT_MONITOR, Mode, find_mode, is_written, not_logged, resolve_mode
 
@@ -63,6 +64,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        if "://" not in str(path) and os.path.isfile(path):
+            verify(path)
+        return super().load_checkpoint(path, map_location, weights_only)
 
 
 class PerStepSeed(Callback):

@@ -6,6 +6,7 @@ import secrets
 import signal
 import sys
 import warnings
+from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
-from swin_lightning import allocator, config
+from swin_lightning import allocator, config, launchers
 from swin_lightning.callbacks import (
     BestMetric,
     CompileTimeLogger,
@@ -35,13 +36,16 @@ from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.monitors import DEFAULT_MONITOR, MonitorCheck, check_monitor
 from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter
+from swin_lightning.resume import CheckpointTime, SameCheckpoint
 from swin_lightning.runs import RunFolder, find_checkpoint
 from swin_lightning.sample_position import SamplePosition
 from swin_lightning.shutdown import Interrupted, RankError, Shutdown, end_with_parent, raise_on_signals
 from swin_lightning.strategies import check_strategy, restore_progress
 from swin_lightning.wandb_runs import ended_by_sweep, finish_wandb
 
-RUN_DIR_ENV = "SWIN_LIGHTNING_RUN_DIR"  # the run folder, for the ranks that Lightning starts on this machine
+# the run folder and its checkpoint, for the ranks that Lightning starts on this machine
+RUN_DIR_ENV, CHECKPOINT_ENV = "SWIN_LIGHTNING_RUN_DIR", "SWIN_LIGHTNING_CHECKPOINT"
+RESTART_WAIT = 60.0  # seconds until the process that a restart replaces has ended
 LINKED = {"num_classes", "class_names"}  # arguments of the model that the data module provides
 
 log = logging.getLogger("swin_lightning")
@@ -59,16 +63,17 @@ class CLI(LightningCLI):
         description = f"Train and evaluate. Other commands: {', '.join(COMMANDS)}."
         base = str(config.installed_experiments() / "base.yaml")
         self._command = args[0] if args else ""
-        super().__init__(
-            save_config_callback=None,  # see instantiate_trainer
-            parser_class=config.Parser,
-            parser_kwargs={
-                "description": description,
-                **{name: {"default_config_files": [base]} for name in self.subcommands()},
-            },
-            auto_configure_optimizers=False,
-            args=args,
-        )
+        with ExitStack() as self._until_end:
+            super().__init__(
+                save_config_callback=None,  # see instantiate_trainer
+                parser_class=config.Parser,
+                parser_kwargs={
+                    "description": description,
+                    **{name: {"default_config_files": [base]} for name in self.subcommands()},
+                },
+                auto_configure_optimizers=False,
+                args=args,
+            )
 
     @property
     def run_dir(self) -> Path:
@@ -96,7 +101,7 @@ class CLI(LightningCLI):
         self.config = parser.parse_args(arguments)
         options = self.config[self.config.subcommand]
         options.experiment = options.experiment or config.experiment_name(arguments)
-        self.run = self._find_run(options)
+        self.run = self._find_run(options, arguments)
         # LightningCLI would now merge the hyperparameters of the checkpoint, and stumble over linked arguments
         self.ckpt_path, options.ckpt_path = options.ckpt_path, None
 
@@ -134,6 +139,9 @@ class CLI(LightningCLI):
                 f"{type(self.model).__name__} optimizes manually; clip in its training_step"
             )
             trainer["gradient_clip_val"] = None
+        trainer |= launchers.launched_processes(trainer["plugins"], trainer["devices"])
+        launchers.open_own_store()
+        self._until_end.enter_context(launchers.requeue_on_signal(trainer["plugins"]))
         own = trainer["callbacks"] or []
         own = own if isinstance(own, list) else [own]
         dry_run = bool(trainer["fast_dev_run"])
@@ -154,6 +162,8 @@ class CLI(LightningCLI):
             *([self.checkpoint] if saves else []),
             *own,
             *optional,
+            SameCheckpoint(self.ckpt_path),
+            CheckpointTime(self.run),
             PerStepSeed(),
             options.non_finite,
             MonitorCheck(),
@@ -211,24 +221,37 @@ class CLI(LightningCLI):
 
     # helpers
 
-    def _find_run(self, options: Namespace) -> RunFolder:
-        """Resolve `--ckpt_path last|best` and find the run folder: that of the checkpoint when a run is resumed.
+    def _find_run(self, options: Namespace, arguments: list[str]) -> RunFolder:
+        """Resolve `--ckpt_path last|best`, and find and lock the run folder.
 
-        The trials of a sweep get their ids from the sweep. If a trial with this id left a checkpoint, it is resumed.
+        It is that of the checkpoint when a run is resumed. A job of SLURM or torchrun, and a trial of a sweep, has an
+        id that stays: what an earlier start of it has left is resumed.
         """
         fitting = self.config.subcommand == "fit"
-        run_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+        rank_zero = _is_rank_zero()
+        if not rank_zero and RUN_DIR_ENV in os.environ:  # started by rank 0
+            options.ckpt_path = os.environ.get(CHECKPOINT_ENV)
+            return RunFolder(Path(os.environ[RUN_DIR_ENV]))
+        job_id = os.environ.get("WANDB_RUN_ID") or (launchers.run_id(arguments) if fitting else None)
+        run = None
         if options.ckpt_path in ("last", "best"):
             options.ckpt_path = str(find_checkpoint(options.experiment, options.ckpt_path))
-        elif options.ckpt_path is None and fitting:
-            interrupted = RunFolder.with_id(run_id, experiment=options.experiment)
-            if interrupted is not None and interrupted.last.is_file():
-                options.ckpt_path = str(interrupted.last)
-        run = RunFolder.of_checkpoint(options.ckpt_path) if options.ckpt_path is not None and fitting else None
-        run = run or RunFolder.new(options.experiment, run_id)
-        if _is_rank_zero():
+        if options.ckpt_path is not None:
+            run = RunFolder.of_checkpoint(options.ckpt_path) if fitting else None
+        elif job_id is not None and fitting:
+            run = RunFolder.with_id(job_id, experiment=options.experiment)
+        restarted = run is not None and options.ckpt_path is None
+        run = run or RunFolder.new(options.experiment, job_id or secrets.token_hex(4))
+        if fitting and rank_zero and not options.trainer.fast_dev_run:
+            self._until_end.enter_context(run.lock(RESTART_WAIT if restarted else 0))
+        if restarted and run.last.is_file():
+            options.ckpt_path = str(run.last)
+        if rank_zero:
             os.environ[RUN_DIR_ENV] = str(run.path)
-        return RunFolder(Path(os.environ.get(RUN_DIR_ENV, run.path)))
+            os.environ.pop(CHECKPOINT_ENV, None)
+            if options.ckpt_path is not None:
+                os.environ[CHECKPOINT_ENV] = options.ckpt_path
+        return run
 
     def _use_checkpoint_config(self) -> None:
         """Take the model's configuration from the checkpoint, and say what it overrides."""

@@ -6,22 +6,33 @@
       metrics.csv       one row per logged step
       curves.png  predictions.png  predictions.csv  report.html
       wandb/            files of Weights & Biases
+      .lock  .writer    lock of the process that trains, and its name
 
 `SWIN_LIGHTNING_RUNS` names another root than `runs/`.
 """
 
 import csv
+import errno
+import logging
 import os
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
+from swin_lightning.checkpoint_files import saved_at
 from swin_lightning.errors import UserError
 
 RUNS_ENV = "SWIN_LIGHTNING_RUNS"
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}  # of a file system without locks
+
+log = logging.getLogger(__name__)
 
 
 def runs_root() -> Path:
@@ -131,6 +142,37 @@ class RunFolder:
         with self.metrics.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
+    @contextmanager
+    def lock(self, wait: float = 0.0) -> Iterator[None]:
+        """Be the one writer of the run in this block; the folder is created.
+
+        The lock is one of the operating system and ends with its process, also if that is killed. On NFS it works
+        between machines, unless the file system is mounted with `nolock` or `local_lock`.
+
+        Args:
+            wait: Seconds to wait for another writer, such as the one that this process replaces.
+
+        Raises:
+            UserError: If another process writes the run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock, writer = FileLock(self.path / ".lock"), self.path / ".writer"
+        try:
+            lock.acquire(timeout=wait)
+        except Timeout:
+            name = writer.read_text(encoding="utf-8") if writer.is_file() else "another process"
+            raise UserError(f"run {self.name} is in use by {name}; wait until it has ended, or stop it") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            log.warning(f"no lock for run {self.name} ({error.strerror}): do not start it twice")
+        try:
+            writer.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            yield
+        finally:
+            writer.unlink(missing_ok=True)
+            lock.release()
+
     def checkpoint(self) -> Path:
         """`best.ckpt`, or `last.ckpt` if there is no best one.
 
@@ -144,7 +186,7 @@ class RunFolder:
 
 
 def find_checkpoint(experiment: str, name: str) -> Path:
-    """The checkpoint `best` or `last` of the newest run of an experiment that has one.
+    """The checkpoint `best` or `last` of an experiment that was written last, see `saved_at`.
 
     Raises:
         UserError: If no run has one.
@@ -153,7 +195,12 @@ def find_checkpoint(experiment: str, name: str) -> Path:
     found = sorted(folder.glob(f"*/checkpoints/{name}.ckpt"))
     if not found:
         raise UserError(f"--ckpt_path {name}: no run under {folder} has a checkpoints/{name}.ckpt; give a path")
-    return found[-1]
+    return max(found, key=saved_at)
+
+
+def newest_checkpoint_time(experiment_folder: Path) -> float:
+    """The latest `saved_at` of the checkpoints of an experiment; 0 if there is none."""
+    return max(map(saved_at, experiment_folder.glob("*/checkpoints/*.ckpt")), default=0.0)
 
 
 def find_runs(root: str | Path) -> list[RunFolder]:

@@ -1,6 +1,7 @@
 """The commands fit, validate, test and predict on the embedded digits."""
 
 import csv
+import os
 import signal
 import subprocess
 import sys
@@ -94,6 +95,28 @@ def test_resume_continues_the_same_run_exactly(monkeypatch):
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     assert len(metrics(resumed.run_dir, "val/acc")) == 2  # no row is lost or repeated
+
+
+def test_job_that_is_started_again_continues_its_run(monkeypatch):
+    for name, value in {"ENVIRONMENT": "BATCH", "SLURM_JOB_ID": "7"}.items():
+        monkeypatch.setenv(name, value)
+    first = fit("--trainer.max_steps=1")
+    again = fit("--trainer.max_steps=1")
+    assert first.run.id.startswith("slurm7_") and first.ckpt_path is None
+    assert again.run_dir == first.run_dir and again.ckpt_path == str(first.run.last)
+    first.run.last.unlink()  # as if it was killed before the first checkpoint
+    again = fit("--trainer.max_steps=1")
+    assert again.run_dir == first.run_dir and again.ckpt_path is None
+    assert {p.name for p in first.run_dir.glob("config*.yaml")} == {"config.yaml", "config-2.yaml", "config-3.yaml"}
+
+
+def test_run_in_use_is_not_resumed_but_tested():
+    cli = fit()
+    with cli.run.lock():
+        with pytest.raises(UserError, match=rf"run {cli.run.name} is in use by process {os.getpid()} on "):
+            fit("--ckpt_path=last")
+        main(["validate", "-c", DIGITS, "--ckpt_path=last"])
+    assert fit("--ckpt_path=last").run_dir == cli.run_dir
 
 
 def test_options_overridden_by_the_checkpoint_are_printed(capsys):

@@ -1,11 +1,18 @@
 """Run folders: layout, names, and how they are found."""
 
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from swin_lightning.errors import UserError
 from swin_lightning.runs import RunFolder, find_checkpoint, runs_root
+from tests.support.cli import environment
 
 
 def make_run(name, *files):
@@ -67,6 +74,60 @@ def test_checkpoint_of_the_newest_run_that_has_one():
         find_checkpoint("cifar10", "best")
     with pytest.raises(UserError, match=r"has no checkpoints/best.ckpt and no checkpoints/last.ckpt"):
         make_run("digits/3-c", "config.yaml").checkpoint()
+
+
+def test_newest_checkpoint_is_that_of_the_latest_time_whatever_the_folders_are_called():
+    older, newer = make_run("digits/9-a", "checkpoints/last.ckpt"), make_run("digits/1-b", "checkpoints/last.ckpt")
+    os.utime(older.last, (1, 1))  # these state no time of their own
+    assert find_checkpoint("digits", "last") == newer.last
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from swin_lightning.runs import RunFolder
+with RunFolder(Path("runs/digits/1-a")).lock():
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_run_has_one_writer_and_a_killed_one_does_not_block():
+    run = make_run("digits/1-a")
+    other = subprocess.Popen([sys.executable, "-c", HOLD], env=environment(), stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "locked\n"
+        message = rf"run digits/1-a is in use by process {other.pid} on {re.escape(os.uname().nodename)}; wait"
+        with pytest.raises(UserError, match=message), run.lock():
+            pass
+        with pytest.raises(UserError, match="is in use by"), run.lock(wait=0.2):
+            pass
+    finally:
+        other.kill()
+        other.communicate()
+    with run.lock():
+        assert (run.path / ".writer").read_text() == f"process {os.getpid()} on {os.uname().nodename}"
+    assert not (run.path / ".writer").exists()
+
+
+def test_restart_waits_for_the_writer_that_it_replaces():
+    run, start = make_run("digits/1-a"), time.monotonic()
+    code = HOLD.replace("sleep(60)", "sleep(0.5)")
+    with subprocess.Popen([sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        with run.lock(wait=30):
+            assert time.monotonic() - start > 0.5
+
+
+def test_file_system_without_locks_is_used_with_a_warning(monkeypatch, caplog):
+    caplog.set_level(logging.WARNING, "swin_lightning")
+
+    def acquire(*_, **__):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("swin_lightning.runs.FileLock.acquire", acquire)
+    with make_run("digits/1-a").lock():
+        assert "no lock for run digits/1-a (No locks available): do not start it twice" in caplog.text
 
 
 def test_folder_without_configuration_is_no_run():

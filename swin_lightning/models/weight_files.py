@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 import torch
 from torch import Tensor
 
+from swin_lightning.checkpoint_files import corrupt, verify
 from swin_lightning.errors import UserError
 from swin_lightning.models.weight_formats import (
     BUFFERS,
@@ -31,10 +32,10 @@ WRAPPERS = ("state_dict_ema", "model_ema", "model", "state_dict")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, object]:
-    """Read a `.ckpt`, `.pth` or `.safetensors` file (`torch.load` with `weights_only=True`).
+    """Read a `.ckpt`, `.pth` or `.safetensors` file (`torch.load` with `weights_only=True`), and check its CRC-32 sums.
 
     Raises:
-        UserError: If the file does not exist, is not a checkpoint, or contains pickled Python objects.
+        UserError: If the file does not exist, is no checkpoint, is damaged, or contains pickled Python objects.
     """
     path = Path(path)
     if not path.is_file():
@@ -44,13 +45,16 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
+        verify(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "GLOBAL" in str(error):
             raise UserError(_pickled_objects(path, str(error))) from error
-        raise UserError(f"checkpoint {str(path)!r} is not a checkpoint file or is corrupt") from error
+        raise corrupt(path, "is not a checkpoint file or is corrupt") from error
+    except UserError:
+        raise
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, BadZipFile) as error:
-        raise UserError(f"checkpoint {str(path)!r} is not a checkpoint file or is corrupt") from error
+        raise corrupt(path, "is not a checkpoint file or is corrupt") from error
     except Exception as error:  # SafetensorError, whose class needs the library
         raise UserError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
     if not isinstance(content, dict):

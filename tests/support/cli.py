@@ -4,6 +4,7 @@ import csv
 import os
 from pathlib import Path
 
+RUN_DIR_ENV, CHECKPOINT_ENV = "SWIN_LIGHTNING_RUN_DIR", "SWIN_LIGHTNING_CHECKPOINT"
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
 DIGITS = str(EXPERIMENTS / "digits_swin_micro.yaml")
@@ -14,7 +15,7 @@ SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer
 
 def environment():
     """Environment of a process: this checkout on its path, one thread, no W&B account, no ranks of an earlier test."""
-    ranks = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "SWIN_LIGHTNING_RUN_DIR")
+    ranks = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", RUN_DIR_ENV, CHECKPOINT_ENV)
     kept = {name: value for name, value in os.environ.items() if name not in ranks}
     return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
