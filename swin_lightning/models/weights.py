@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from swin_lightning.errors import UserError
 from swin_lightning.models import weight_formats as formats
+from swin_lightning.models.attention import WindowAttention
 from swin_lightning.models.resize import BiasResize, centre_bias_table, resize_bias_table, resize_position_embedding
-from swin_lightning.models.swin import BasicLayer, SwinTransformer, WindowAttention
+from swin_lightning.models.swin import BasicLayer, SwinTransformer
 from swin_lightning.models.swin_v2 import SwinTransformerV2, WindowAttentionV2, log_spaced_coords
 from swin_lightning.models.weight_files import read_checkpoint, read_parameters
 from swin_lightning.models.weight_formats import Format, KeyMapping, StateDict
+from swin_lightning.models.windows import relative_position_index
 
 __all__ = ["HeadRows", "export_weights", "load_weights", "read_checkpoint", "save_weights"]
 
@@ -213,23 +215,25 @@ def _resize(
     name: str, value: Tensor, own: Tensor, backbone: nn.Module, mode: BiasResize
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Fit a bias table or position embedding to the model, and describe what was done; others are unchanged."""
-    if name.endswith("relative_position_bias_table") and value.ndim == 2 and value.shape[1] == own.shape[1]:
-        old, new = _window_size(value), _window_size(own)
-        if (2 * old - 1) ** 2 != len(value):
+    layer = _stage_of(name, backbone)
+    if name.endswith("relative_position_bias_table") and layer is not None and value.ndim == 2:
+        side = math.isqrt(len(value))
+        old, new = (side // 2 + 1, side // 2 + 1), layer.window_size
+        if side**2 != len(value) or side % 2 == 0 or value.shape[1] != own.shape[1]:
             return value, ()
         done = []
-        window = min(new, max(old, _map_side(_official(name), backbone, new)))
+        window = _clamped_window(name, backbone, new, at_least=old)
         if old != window:
             value = resize_bias_table(value, window, mode)
-            done.append(f"bias tables resized from window {old} to {window} ({mode})")
+            done.append(f"bias tables resized from window {_show(old)} to {_show(window)} ({mode})")
         if window != new:  # official and timm models have tables of the clamped window where the map is smaller
-            value = centre_bias_table(value, new)
-            done.append(f"bias tables of window {window} padded to window {new}")
+            value = centre_bias_table(value, window, new)
+            done.append(f"bias tables of window {_show(window)} padded to window {_show(new)}")
         return value, tuple(done)
     if name.endswith("absolute_pos_embed") and value.ndim == 3 and value.shape[2] == own.shape[2]:
         square = math.isqrt(value.shape[1]) ** 2 == value.shape[1]
-        if square:
-            return resize_position_embedding(value, own.shape[1]), ("position embedding resized (bicubic)",)
+        if square and isinstance(backbone, SwinTransformer):
+            return resize_position_embedding(value, backbone.stage_size(0)), ("position embedding resized (bicubic)",)
     return value, ()
 
 
@@ -255,15 +259,24 @@ def _wrong_shapes(mappings: list[KeyMapping], found: list[Tensor], own: Tensor) 
     return wrong
 
 
-def _window_size(table: Tensor) -> int:
-    """Side M of the window of a bias table with `(2M-1)^2` rows."""
-    return (math.isqrt(len(table)) + 1) // 2
+def _stage_of(name: str, backbone: nn.Module) -> BasicLayer | None:
+    """The stage of a parameter of a Swin backbone."""
+    stage = re.match(r"layers\.(\d+)\.", _official(name))
+    return cast(BasicLayer, backbone.layers[int(stage[1])]) if stage and isinstance(backbone, SwinTransformer) else None
 
 
-def _map_side(name: str, backbone: nn.Module, default: int) -> int:
-    """Side of the feature map at `img_size` in the stage of an official parameter, if it is a Swin backbone."""
-    stage = re.match(r"layers\.(\d+)\.", name)
-    return backbone.stage_size(int(stage[1])) if stage and isinstance(backbone, SwinTransformer) else default
+def _clamped_window(
+    name: str, backbone: nn.Module, window: tuple[int, int], at_least: tuple[int, int] = (1, 1)
+) -> tuple[int, int]:
+    """Window clamped to the feature map at `img_size` in the stage of a parameter, but not below `at_least`."""
+    size = cast(SwinTransformer, backbone).stage_size(int(_official(name).split(".")[1]))
+    h, w = (min(M, max(old, n)) for M, old, n in zip(window, at_least, size, strict=True))
+    return h, w
+
+
+def _show(window: tuple[int, int]) -> str:
+    h, w = window
+    return str(h) if h == w else f"{h}x{w}"
 
 
 # export
@@ -280,23 +293,27 @@ def _export_format(model: nn.Module, target: str) -> Format:
 
 def _crop_bias_table(name: str, value: Tensor, backbone: SwinTransformer) -> Tensor:
     """Crop a bias table to the window clamped to the feature map of its stage; other parameters are unchanged."""
-    if not name.endswith("relative_position_bias_table"):
+    layer = _stage_of(name, backbone)
+    if layer is None or not name.endswith("relative_position_bias_table"):
         return value
-    return centre_bias_table(value, min(_window_size(value), _map_side(name, backbone, _window_size(value))))
+    return centre_bias_table(value, layer.window_size, _clamped_window(name, backbone, layer.window_size))
 
 
 def _warn_about_padding(backbone: SwinTransformer, layout: Format, target: str) -> None:
     """Other projects let tokens attend to the padding of a window, or do not support padding."""
     clamps = layout in (formats.OFFICIAL, formats.TIMM, formats.TRANSFORMERS_V2)  # windows larger than the map
-    sides = [backbone.stage_size(stage) for stage in range(len(backbone.layers))]
     window = cast(BasicLayer, backbone.layers[0]).window_size
-    if padded := [side for side in sides if side % window and not (clamps and side < window)]:
+    sizes = [backbone.stage_size(stage) for stage in range(len(backbone.layers))]
+    padded = [
+        size for size in sizes if any(n % M and not (clamps and n < M) for n, M in zip(size, window, strict=True))
+    ]
+    if padded:
         log.warning(
             "%s attends to padding or fails: its outputs will differ, since feature maps of side %s are not a multiple "
-            "of the window size %d",
+            "of the window size %s",
             target,
-            ", ".join(map(str, padded)),
-            window,
+            ", ".join(map(_show, padded)),
+            _show(window),
         )
 
 
@@ -305,12 +322,12 @@ def _torchvision_buffers(backbone: SwinTransformer) -> StateDict:
     buffers, same = {}, True
     for name, module in backbone.named_modules():
         if isinstance(module, WindowAttention):
-            side = 2 * module.window_size - 1
-            buffers[f"{name}.relative_position_index"] = module.relative_position_index.flatten().clone()
+            M_h, M_w = module.window_size
+            buffers[f"{name}.relative_position_index"] = relative_position_index(module.window_size).flatten()
             if isinstance(module, WindowAttentionV2):
                 coords = log_spaced_coords(module.window_size, module.window_size)
-                buffers[f"{name}.relative_coords_table"] = coords.view(1, side, side, 2)
-                same = same and torch.allclose(coords, module.relative_coords_table.float().cpu())
+                buffers[f"{name}.relative_coords_table"] = coords.view(1, 2 * M_h - 1, 2 * M_w - 1, 2)
+                same = same and module.trained_window == module.window_size
     if not same:
         log.warning("torchvision has no pretrained_window_sizes: its position bias and outputs will differ")
     return {formats.TORCHVISION.map_key(name, 0)[0].key: value for name, value in buffers.items()}
