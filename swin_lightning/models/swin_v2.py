@@ -48,7 +48,7 @@ def log_spaced_coords(window_size: Size, trained_window: Size, device: torch.dev
     for M, trained in zip(to_pair(window_size, "window_size"), to_pair(trained_window, "trained_window"), strict=True):
         offsets = torch.arange(1 - M, M, dtype=torch.float32, device=device)
         distance = torch.log1p(offsets.abs() * (8 / max(trained - 1, 1))) / math.log(8)  # log2(1 + d) / log2(8)
-        axes.append(distance.copysign(offsets))
+        axes.append(offsets.sign() * distance)
     return torch.cartesian_prod(*axes)
 
 

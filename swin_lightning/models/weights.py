@@ -18,8 +18,9 @@ from swin_lightning.models.attention import WindowAttention
 from swin_lightning.models.resize import BiasResize, centre_bias_table, resize_bias_table, resize_position_embedding
 from swin_lightning.models.swin import BasicLayer, SwinTransformer
 from swin_lightning.models.swin_v2 import SwinTransformerV2, WindowAttentionV2, log_spaced_coords
-from swin_lightning.models.weight_files import read_checkpoint, read_parameters
-from swin_lightning.models.weight_formats import Format, KeyMapping, StateDict
+from swin_lightning.models.weight_errors import describe_mismatch, invalid_values, suggest_model
+from swin_lightning.models.weight_files import read_checkpoint, read_parameters, trained_windows
+from swin_lightning.models.weight_formats import Format, KeyMapping, Mappings, StateDict
 from swin_lightning.models.windows import relative_position_index
 
 __all__ = ["HeadRows", "export_weights", "load_weights", "read_checkpoint", "save_weights"]
@@ -30,8 +31,6 @@ HeadRows = Literal["imagenet22k"]
 # Indices of the ImageNet-1K classes in ImageNet-22K, as in timm's imagenet21k_goog_synsets.txt, except that the teddy
 # bear has row 5564 (teddy, the garment), as in microsoft/Swin-Transformer
 IMAGENET22K_ROWS = Path(__file__).parent / "imagenet22k_rows.txt"
-
-Mappings = dict[str, list[KeyMapping]]  # parameter of the model -> where the file stores it
 
 
 def load_weights(
@@ -48,7 +47,8 @@ def load_weights(
         model: Module with a `backbone` and optionally a linear `head`, such as a task, or a backbone itself. If it has
             no head, the head of the checkpoint is ignored.
         path: `.ckpt`, `.pth` or `.safetensors` file of this project, the official repositories (Swin, SimMIM), timm,
-            torchvision, transformers or mmpretrain. Of a Lightning checkpoint only `backbone` and `head` are used.
+            torchvision, transformers or mmpretrain, or of a trainer that wraps one of their models; also an index of
+            shards, a TorchScript archive, `https://...` or `hf-hub:owner/name` (see `weight_download.local_file`).
         bias_resize: Interpolation of bias tables, see `resize.resize_bias_table`.
         head_rows: `imagenet22k` initialises a head of 1000 classes with the ImageNet-1K rows of a 21841-class head, as
             the official fine-tuning does.
@@ -57,20 +57,20 @@ def load_weights(
         UserError: If the file cannot be read, or keys or shapes do not match the model; nothing is loaded then.
     """
     own = _own_parameters(model)
-    entries, remark = read_parameters(path, own)
-    source = formats.detect_format(entries, own)
-    mappings, head = _match_head(_map_keys(source, own), own, entries, head_rows)
+    file = read_parameters(path, own)
+    entries, source = file.state, file.source
+    mappings, head = _match_head(formats.map_names(source, own), own, entries, head_rows)
     if not any(_official(name).startswith("head.") for name in own):
         _drop_head(entries, source, path)
 
     expected = {mapping.key for parts in mappings.values() for mapping in parts}
-    missing = [f"missing {key}" for key in sorted(expected - entries.keys())]
-    unexpected = [f"unexpected {key}" for key in entries if key not in expected]
     wrong: list[str] = []
     state, resized = {}, set()
     for name, parts in mappings.items():
         if all(mapping.key in entries for mapping in parts):
             found = [entries[mapping.key] for mapping in parts]
+            if problem := next(filter(None, (invalid_values(entries[p.key], own[name]) for p in parts)), None):
+                raise UserError(f"weights {str(path)!r}: {parts[0].key} {problem}")
             if len(parts) == 1 and found[0].shape != own[name].shape and _same_shape_in_stage(name, mappings, entries):
                 found[0], how = _resize(name, found[0], own[name], _backbone_of(model), bias_resize)
                 resized |= set(how)
@@ -78,10 +78,9 @@ def load_weights(
                 wrong += mismatches
             else:
                 state[name] = formats.merge_chunks(found, parts)
-    if problems := missing + unexpected + wrong:
-        shown = [*missing[:2], *unexpected[:2], *wrong[:2]]
-        shown += [f"and {len(problems) - len(shown)} more"] * (len(problems) > len(shown))
-        raise UserError(f"weights {str(path)!r} ({source.name} format) do not match the model: {'; '.join(shown)}")
+    if problems := describe_mismatch(expected, entries, wrong):
+        remedy = suggest_model(own, entries)
+        raise UserError(f"weights {str(path)!r} ({source.name} format) do not match the model: {problems}{remedy}")
     if source.unfold_order:
         merged = [name for name in state if formats.has_merged_channels(name, state)]
         state.update({name: formats.from_unfold_order(state[name]) for name in merged})
@@ -89,9 +88,20 @@ def load_weights(
         state = {name.removeprefix("backbone."): value for name, value in state.items()}
     model.load_state_dict(state, strict=False)  # keys were compared above; the model may have further parts
     summary = "; ".join([f"{len(state)} parameters", *sorted(resized)])
-    log.info("weights %s: %s format%s, %s", path, source.name, remark, summary)
+    log.info("weights %s: %s format%s, %s", path, source.name, file.remark, summary)
     if head:
         log.warning("weights %s: %s", path, head)
+    if isinstance(backbone := _backbone_of(model), SwinTransformerV2):
+        trained = trained_windows(file, len(backbone.layers))
+        layers = cast(list[BasicLayer], backbone.layers)
+        if trained and trained != [cast(WindowAttentionV2, layer.blocks[0].attn).trained_window[0] for layer in layers]:
+            log.warning(
+                "weights %s: the windows of the pre-training were %s, by which coordinates are normalised; build the "
+                "model with pretrained_window_sizes=%s",
+                path,
+                ", ".join(map(str, trained)),
+                trained,
+            )
 
 
 def export_weights(model: nn.Module, target: str = "swin_lightning") -> StateDict:
@@ -166,14 +176,6 @@ def _official(name: str) -> str:
 # matching file and model
 
 
-def _map_keys(source: Format, own: StateDict) -> Mappings:
-    """Where a file of this format stores each parameter of the model."""
-    if source.name == formats.SWIN_LIGHTNING.name:
-        return {name: [KeyMapping(name)] for name in own}  # any backbone
-    last_stage = formats.last_stage_of(map(_official, own))
-    return {name: source.map_key(_official(name), last_stage) for name in own}
-
-
 def _match_head(mappings: Mappings, own: StateDict, entries: StateDict, rows: HeadRows | None) -> tuple[Mappings, str]:
     """Keep the initial head if the file has none or one of another size, or select rows of the file's head.
 
@@ -197,6 +199,7 @@ def _match_head(mappings: Mappings, own: StateDict, entries: StateDict, rows: He
             entries.update({key: entries[key][selected] for key in keys})
             return mappings, "classifier: selected the 1000 ImageNet-1K rows of the 21841-class head"
         message = f"classifier: checkpoint has {len(weight)} classes; initialised a new {num_classes}-class head"
+        message += f" (to keep the classifier, build the model with num_classes={len(weight)})"
     for key in keys:
         entries.pop(key, None)
     return {name: parts for name, parts in mappings.items() if name not in names}, message
@@ -214,7 +217,12 @@ def _drop_head(entries: StateDict, source: Format, path: str | Path) -> None:
 def _resize(
     name: str, value: Tensor, own: Tensor, backbone: nn.Module, mode: BiasResize
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """Fit a bias table or position embedding to the model, and describe what was done; others are unchanged."""
+    """Fit a parameter to the window, image size or channels of the model, and describe what was done."""
+    if name.endswith("patch_embed.proj.weight") and value.ndim == 4 and own.shape[2:] == value.shape[2:]:
+        n = own.shape[1]  # a grey image, repeated over the channels, gives the same tokens as before
+        how = "sum over channels" if n == 1 else f"mean over channels times {value.shape[1]}/{n}"
+        adapted = (value.sum(dim=1, keepdim=True) / n).expand(-1, n, -1, -1)
+        return adapted, (f"patch embedding adapted from {value.shape[1]} to {n} channels ({how})",)
     layer = _stage_of(name, backbone)
     if name.endswith("relative_position_bias_table") and layer is not None and value.ndim == 2:
         side = math.isqrt(len(value))
