@@ -1,5 +1,7 @@
 """Feature pyramid: shapes, unused parameters in distributed training, weights, a segmentation head on top."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from swin_lightning.errors import UserError
 from swin_lightning.models import SwinTransformer, SwinTransformerV2
 from swin_lightning.models.features import FeaturePyramid
 from swin_lightning.models.weights import load_weights, save_weights
+from tests.support.cli import ROOT
 from tests.support.formats import small_backbone, small_classifier
 from tests.support.golden import formula_input
 
@@ -51,7 +54,9 @@ def test_stages_after_the_last_one_are_not_computed():
 
 def test_weights_of_a_classifier(tmp_path):
     save_weights(small_classifier(), tmp_path / "w.pth", "timm")
-    pyramid = FeaturePyramid(SwinTransformer(img_size=32, patch_size=2, embed_dim=24, depths=(2, 2), num_heads=(2, 4), window_size=4), (0,))
+    pyramid = FeaturePyramid(
+        SwinTransformer(img_size=32, patch_size=2, embed_dim=24, depths=(2, 2), num_heads=(2, 4), window_size=4), (0,)
+    )
     load_weights(pyramid, tmp_path / "w.pth")
     expected = small_backbone().feature_maps(formula_input(32, 32))[0]
     pyramid.norms[0] = nn.Identity()
@@ -64,26 +69,19 @@ def test_invalid_stages(out_indices):
         FeaturePyramid(SwinTransformer(**SIZES), out_indices)
 
 
-class FPN(nn.Module):
-    """Lateral and output convolutions (Lin et al., 2017), summed at the finest stride."""
-
-    def __init__(self, channels, width):
-        super().__init__()
-        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
-        self.output = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, maps):
-        x = self.lateral[-1](maps[-1])
-        for conv, finer in zip(self.lateral[-2::-1], maps[-2::-1], strict=True):
-            x = conv(finer) + F.interpolate(x, finer.shape[-2:], mode="nearest")
-        return self.output(x)
+@pytest.fixture
+def segmenter():
+    """The class of docs/extending.md."""
+    text = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    namespace = {}
+    exec(re.search(r"```python\n(# my_segmentation.py\n.*?)```", text, re.DOTALL)[1], namespace)
+    return namespace["Segmenter"]
 
 
-def test_segmentation_head_learns():
+def test_segmentation_head_learns(segmenter):
     """Pixels of bright squares on noise, from maps of strides 2, 4 and 8."""
     torch.manual_seed(0)
-    pyramid = FeaturePyramid(SwinTransformer(**SIZES, patch_size=2, drop_path_rate=0.0, init_std=0.2))
-    model = nn.Sequential(pyramid, FPN(pyramid.channels, 16), nn.Upsample(scale_factor=2), nn.Conv2d(16, 1, 1))
+    model = segmenter(SwinTransformer(**SIZES, patch_size=2, drop_path_rate=0.0, init_std=0.2), 1, width=16)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 3e-3)
 
     def batch():

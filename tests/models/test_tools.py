@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, prune
 
 from swin_lightning.models import SwinTransformer, SwinTransformerV2
 from swin_lightning.models import linear as linear_module
+from swin_lightning.models.features import FeaturePyramid
 from swin_lightning.models.flops import count_params_and_macs
 from swin_lightning.models.linear import use_onednn
 from tests.support.cli import ROOT
@@ -253,3 +254,66 @@ def test_documented_tools_are_the_tested_ones():
     rows = [row.split("|") for row in text.split("<!-- tools -->")[1].split("\n\n")[0].strip().splitlines()[2:]]
     tests = {row[-2].strip().strip("`") for row in rows}
     assert tests <= {name for name in globals() if name.startswith("test_")} and len(rows) >= 12
+
+
+def test_reset_parameters_after_to_empty():
+    for version in (1, 2):
+        with torch.device("meta"):
+            empty = {1: SwinTransformer, 2: SwinTransformerV2}[version](**SMALL, num_classes=5, ape=True, init_std=0.1)
+        empty.to_empty(device="cpu")
+        for parameter in empty.parameters():
+            parameter.data.fill_(float("nan"))
+        empty.reset_parameters()
+        new = {1: SwinTransformer, 2: SwinTransformerV2}[version](**SMALL, num_classes=5, ape=True, init_std=0.1)
+        for (name, a), b in zip(empty.named_parameters(), new.parameters(), strict=True):
+            assert float(a.mean()) == pytest.approx(float(b.mean()), abs=0.1), name
+            assert float(a.std(correction=0)) == pytest.approx(float(b.std(correction=0)), rel=0.3, abs=0.01), name
+
+
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_fsdp2_from_the_meta_device(version, tmp_path):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    process_group(tmp_path)
+    try:
+        with torch.device("meta"):
+            model = build_empty(version)
+        options = {
+            "mesh": init_device_mesh("cpu", (1,)),
+            "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32),
+        }
+        for layer in model.layers:
+            for block in layer.blocks:
+                fully_shard(block, **options)
+        fully_shard(model, **options)
+        model.to_empty(device="cpu")
+        model.reset_parameters()
+        model.train()(IMAGES).float().square().sum().backward()
+        assert all(p.grad is not None and p.grad.full_tensor().isfinite().all() for p in model.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_ddp_of_a_feature_pyramid(tmp_path):
+    from torch.nn.parallel import DistributedDataParallel
+
+    process_group(tmp_path)
+    try:
+        model = DistributedDataParallel(FeaturePyramid(build_empty(1), (0,)))
+        for _ in range(3):  # an unused parameter is an error at the second step
+            sum(x.square().sum() for x in model(IMAGES)).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_in_half_precision(model, dtype):
+    with torch.no_grad():
+        expected = model(IMAGES)
+        half = model.to(dtype)(IMAGES.to(dtype))
+    assert half.dtype == dtype and relative_error(half.float(), expected) < 0.1
