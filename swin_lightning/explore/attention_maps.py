@@ -161,7 +161,7 @@ def relative_position_bias(attention: WindowAttention) -> Tensor:
     """
     M_h, M_w = attention.window_size
     with torch.no_grad():
-        table = attention.bias_table().float().cpu()  # (2M-1)^2, nH
+        table = attention.bias_table().detach().float().cpu()  # (2M-1)^2, nH
     return table.T.reshape(-1, 2 * M_h - 1, 2 * M_w - 1).flip(1, 2)  # the table is that of query minus key
 
 

@@ -104,8 +104,8 @@ def shard_names(index: Path) -> list[str]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint {str(index)!r} is not an index of shards: it has no weight_map") from error
-    if bad := [name for name in names if name != Path(name).name]:
-        raise UserError(f"checkpoint {str(index)!r} names {bad[0]!r}, which is not a file of its folder")
+    if bad := [name for name in names if name != Path(name).name or name.endswith(".index.json")]:
+        raise UserError(f"checkpoint {str(index)!r} names {bad[0]!r}, which is not a file of weights in its folder")
     return names
 
 
@@ -138,13 +138,13 @@ def read_parameters(path: str | Path, own: StateDict) -> Parameters:
     if best.prefix or others:
         rest = f"; it also has {', '.join(other.name for other in others[:3])}" if others else ""
         log.info("weights %s: took the entries %r%s", path, f"{best.name}*" if best.prefix else best.name, rest)
-    ignored = _other_parts(best, own, from_lightning) | best.others.keys() - _head_keys(best, head)
-    if ignored:
+    other_parts = _other_parts(best, own, from_lightning)
+    if ignored := other_parts | best.others.keys() - _head_keys(best, head):
         shown = ", ".join(sorted(ignored)[:3] + ["..."] * (len(ignored) > 3))
         log.info("weights %s: ignored %d entries outside of backbone and head: %s", path, len(ignored), shown)
     state: StateDict = {}
     for key, value in entries.items():
-        if key in best.entries and key in ignored:
+        if key in other_parts:
             continue
         if not isinstance(value, Tensor):
             kind = type(value).__name__

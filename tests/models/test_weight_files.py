@@ -133,3 +133,26 @@ def test_other_parts_in_a_weights_file_are_an_error(tmp_path):
     torch.save({**small_classifier().state_dict(), "loss.weight": torch.ones(10)}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"do not match the model: unexpected loss.weight"):
         small_classifier(weights=tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{}", "it has no weight_map"),
+        ("[1", "it has no weight_map"),
+        ('{"weight_map": {"a": "../w.pth"}}', "names '../w.pth', which is not a file of weights in its folder"),
+        ('{"weight_map": {"a": "x.index.json"}}', "names 'x.index.json'"),
+        ('{"weight_map": {"a": "absent.safetensors"}}', "absent.safetensors': no such file"),
+    ],
+)
+def test_invalid_index_of_shards(index, message, tmp_path):
+    (tmp_path / "x.index.json").write_text(index)
+    with pytest.raises(UserError, match=message):
+        read_checkpoint(tmp_path / "x.index.json")
+
+
+def test_keys_outside_of_the_prefix_do_not_hide_those_inside(tmp_path):
+    model = small_classifier()
+    state = {f"model.{key}": value for key, value in export_weights(model, "official").items()}
+    torch.save({"state_dict": {**state, "head.weight": torch.zeros(10, 48)}}, tmp_path / "w.ckpt")
+    assert torch.equal(small_classifier(weights=tmp_path / "w.ckpt").head.weight, model.head.weight)
