@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from swin_lightning.errors import UserError
+from swin_lightning.models.linear import use_onednn
 from swin_lightning.models.registry import model_info
 from swin_lightning.models.swin import SwinTransformer
 from swin_lightning.models.swin_v2 import SwinTransformerV2
@@ -60,6 +61,7 @@ def build_own(name: str, num_classes: int, drop_path: float) -> Classifier:
     for key, parameter in model.named_parameters():
         if parameter.ndim == 1 or "bias_table" in key or key == "head.weight":
             nn.init.normal_(parameter, mean=float("norm" in key and key.endswith("weight")), std=0.2)
+    use_onednn(model)  # as a task does
     return model
 
 
@@ -100,18 +102,18 @@ def build_reference(name: str, classifier: Classifier, drop_path: float, officia
     backbone = classifier.backbone
     layers = cast(Any, backbone.layers)
     shape = {
-        "patch_size": backbone.patch_size,
+        "patch_size": backbone.patch_size[0],  # these models are square
         "embed_dim": backbone.patch_embed.proj.out_channels,
         "depths": [len(layer.blocks) for layer in layers],
         "num_heads": [layer.blocks[0].attn.num_heads for layer in layers],
-        "window_size": layers[0].window_size,
+        "window_size": layers[0].window_size[0],
         "mlp_ratio": layers[0].blocks[0].mlp.fc1.out_features / backbone.patch_embed.proj.out_channels,
     }
     v2, num_classes = isinstance(backbone, SwinTransformerV2), cast(int, classifier.head.out_features)
     _import_torchvision()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the other projects' imports
-        model = BUILDERS[name](ModelSpec(shape, v2, backbone.img_size, num_classes, drop_path, official))
+        model = BUILDERS[name](ModelSpec(shape, v2, backbone.img_size[0], num_classes, drop_path, official))
     before_5 = name == "transformers" and importlib.import_module("transformers").__version__.startswith("4.")
     state = export_weights(classifier, "transformers4" if before_5 else name)
     missing, unexpected = model.load_state_dict(state, strict=False)
@@ -130,7 +132,7 @@ def build_vit(classifier: Classifier, macs: float) -> tuple[str, nn.Module] | No
     """
     _import_torchvision()
     name = min(VIT_MACS, key=lambda name: abs(VIT_MACS[name] - macs))
-    if classifier.backbone.img_size != 224 or abs(VIT_MACS[name] / macs - 1) > 1 / 3:
+    if classifier.backbone.img_size != (224, 224) or abs(VIT_MACS[name] / macs - 1) > 1 / 3:
         return None
     timm = importlib.import_module("timm")
     model: nn.Module = timm.create_model(name, num_classes=classifier.head.out_features)

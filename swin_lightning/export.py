@@ -1,5 +1,6 @@
 """Export a checkpoint: weights in the format of another project, or a torch.export program (`.pt2`)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -7,15 +8,17 @@ import torch
 from torch import nn
 
 from swin_lightning.errors import CommandParser, UserError
+from swin_lightning.models.swin import SwinTransformer
 from swin_lightning.models.weight_formats import EXPORT_FORMATS
 from swin_lightning.models.weights import save_weights
+from swin_lightning.models.windows import to_pair
 
 
 def export(args: list[str]) -> None:
     """Export a checkpoint of a run: weights in the format of another project, or a torch.export program (pt2).
 
     If the run kept averaged (EMA) weights, these are exported. A pt2 program takes normalised float32 images
-    B, 3, S, S and returns logits: torch.export.load(FILE).module()(images). It needs PyTorch only.
+    B, 3, H, W and returns logits: torch.export.load(FILE).module()(images). It needs PyTorch only.
     """
     from swin_lightning.tasks.classification import load_classifier
 
@@ -26,30 +29,33 @@ def export(args: list[str]) -> None:
     )
     parser.add_argument("--output", required=True, metavar="FILE", help=".safetensors or .pth file; .pt2 for pt2")
     parser.add_argument(
-        "--size", type=int, help="image size of a pt2 program in pixels (default: img_size of the model)"
+        "--size", type=int, nargs="+", metavar="S", help="image size of a pt2 program (default: img_size of the model)"
     )
     options = parser.parse_args(args)
     if options.size is not None and options.format != "pt2":
-        raise UserError(f"--size {options.size} is only valid with --format pt2, not {options.format}")
+        raise UserError(
+            f"--size {' '.join(map(str, options.size))} is only valid with --format pt2, not {options.format}"
+        )
     classifier = load_classifier(options.checkpoint)
     if options.format == "pt2":
-        export_pt2(classifier, options.output, options.size)
+        size = options.size[0] if options.size is not None and len(options.size) == 1 else options.size
+        export_pt2(classifier, options.output, size)
     else:
         save_weights(classifier, options.output, options.format)
     print(f"wrote {options.output} ({options.format} format)")
 
 
-def export_pt2(classifier: nn.Module, path: str | Path, size: int | None = None) -> None:
+def export_pt2(classifier: nn.Module, path: str | Path, size: int | Sequence[int] | None = None) -> None:
     """Export a classifier in evaluation mode with `torch.export`.
 
-    `torch.export.load(path).module()` maps normalised float32 images `B, 3, S, S` to logits `B, K`, for any B and a
-    fixed S, and needs PyTorch only. It contains plain `nn.Linear` operations, no CPU-specific kernels. It can be
+    `torch.export.load(path).module()` maps normalised float32 images `B, C, H, W` to logits `B, K`, for any B and fixed
+    H and W, and needs PyTorch only. It contains plain `nn.Linear` operations, no CPU-specific kernels. It can be
     compiled; with `torch._inductor.config.freezing = True` weights become constants.
 
     Args:
         classifier: Module with a `backbone` and a `head`, on the CPU. Its training mode is restored afterwards.
         path: A `.pt2` file.
-        size: Image size S in pixels; None for `img_size` of the backbone.
+        size: Side of the image in pixels, or height and width; None for `img_size` of the backbone.
 
     Raises:
         UserError: If the path has another suffix, or the image size is unknown or not positive.
@@ -57,15 +63,21 @@ def export_pt2(classifier: nn.Module, path: str | Path, size: int | None = None)
     path = Path(path)
     if path.suffix != ".pt2":
         raise UserError(f"output {str(path)!r} must end with .pt2 for --format pt2")
+    backbone = cast(nn.Module, classifier.backbone)
     if size is None:
-        size = getattr(classifier.backbone, "img_size", None)
-    if not isinstance(size, int) or size < 1:
-        raise UserError(f"image size {size!r} is not a positive integer; set it with --size")
-    model = nn.Sequential(cast(nn.Module, classifier.backbone), cast(nn.Module, classifier.head))
+        size = getattr(backbone, "img_size", None)
+    if size is None:
+        raise UserError(f"image size: {type(backbone).__name__} has no img_size; set it with --size")
+    height, width = to_pair(size if isinstance(size, int) else tuple(size), "image size")
+    in_chans = backbone.patch_embed.proj.in_channels if isinstance(backbone, SwinTransformer) else 3
+    model = nn.Sequential(backbone, cast(nn.Module, classifier.head))
     modes = {module: module.training for module in model.modules()}
     try:
+        # Only the batch is dynamic: whether windows are padded, shifted and masked depends on height and width
         shapes = ({0: torch.export.Dim("batch", min=1)},)
-        program = torch.export.export(model.eval(), (torch.zeros(2, 3, size, size),), dynamic_shapes=shapes)
+        with torch.no_grad():
+            images = torch.zeros(2, in_chans, height, width)
+            program = torch.export.export(model.eval(), (images,), dynamic_shapes=shapes)
     finally:
         for module, training in modes.items():
             module.training = training

@@ -45,7 +45,11 @@ def test_pt2_gives_the_same_logits_in_a_process_without_swin_lightning():
 
 @pytest.mark.parametrize(
     ("path", "size", "message"),
-    [("a.pth", 32, r"'a.pth' must end with .pt2"), ("a.pt2", 0, "image size 0 is not a positive integer; .*--size")],
+    [
+        ("a.pth", 32, r"'a.pth' must end with .pt2"),
+        ("a.pt2", 0, "image size 0 must be a positive integer"),
+        ("a.pt2", [8, 8, 8], "height and width"),
+    ],
 )
 def test_invalid_arguments_of_export_pt2(path, size, message):
     with pytest.raises(UserError, match=message):

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from swin_lightning.models.swin import WindowAttention
+from swin_lightning.models.attention import WindowAttention
 from swin_lightning.models.windows import window_partition
 
 

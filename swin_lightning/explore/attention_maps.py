@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_lightning.errors import UserError
-from swin_lightning.models.swin import SwinTransformerBlock, WindowAttention
+from swin_lightning.models.attention import WindowAttention
+from swin_lightning.models.swin import SwinTransformerBlock
 from swin_lightning.models.windows import (
     PAD,
     fit_window,
     padded_size,
-    relative_position_index,
     window_partition,
 )
 
@@ -94,10 +94,13 @@ class BlockAttention:
         keys = (queries.unsqueeze(-2) @ self.weights.mean(dim=2)).squeeze(-2)
         return self._to_map(keys.flatten(1), index.flatten())
 
-    def mean_distance(self) -> Tensor:
-        """Attention distance of each head: mean distance from query to key, weighted by attention, in tokens: `nH`."""
+    def mean_distance(self, stride: tuple[int, int] = (1, 1)) -> Tensor:
+        """Attention distance of each head: mean distance from query to key, weighted by attention, `nH`.
+
+        In tokens, or in pixels with the height and width of a token as `stride`.
+        """
         h, w = self.window
-        position = torch.cartesian_prod(torch.arange(h), torch.arange(w)).to(self.weights)
+        position = torch.cartesian_prod(torch.arange(h) * stride[0], torch.arange(w) * stride[1]).to(self.weights)
         by_query = (self.weights * torch.cdist(position, position)).sum(dim=-1)  # B, nW, nH, N
         return by_query.transpose(1, 2)[..., self.token_index != PAD].mean(dim=(0, 2))
 
@@ -156,12 +159,10 @@ def relative_position_bias(attention: WindowAttention) -> Tensor:
 
     Row `M-1 + dy`, column `M-1 + dx` belongs to a key dy rows below and dx columns to the right of its query.
     """
-    M = attention.window_size
+    M_h, M_w = attention.window_size
     with torch.no_grad():
-        pairs = attention.attention_bias((M, M), None)[0].detach().float().cpu()  # nH, N, N
-    table = pairs.new_empty(len(pairs), (2 * M - 1) ** 2)
-    table[:, relative_position_index(M).flatten()] = pairs.flatten(1)
-    return table.view(-1, 2 * M - 1, 2 * M - 1).flip(1, 2)  # the index is that of query minus key
+        table = attention.bias_table().detach().float().cpu()  # (2M-1)^2, nH
+    return table.T.reshape(-1, 2 * M_h - 1, 2 * M_w - 1).flip(1, 2)  # the table is that of query minus key
 
 
 # helpers

@@ -22,6 +22,7 @@ from swin_lightning.explore.figures import (
 )
 from swin_lightning.explore.saliency import principal_components_rgb
 from swin_lightning.models.swin import SwinTransformerBlock
+from swin_lightning.models.windows import Size, to_pair
 
 
 def query_figure(
@@ -84,16 +85,15 @@ def bias_figure(block: SwinTransformerBlock, name: str) -> Figure:
         name: Name of the block in the model.
     """
     bias = relative_position_bias(block.attn).numpy()  # nH, 2M-1, 2M-1
-    reach = block.attn.window_size - 1
+    reach_y, reach_x = (M - 1 for M in block.attn.window_size)
     limit = float(np.abs(bias).max())
     low = -limit if float(bias.min()) < 0 else 0.0  # the bias of Swin V2 is between 0 and 16
     figure, axes = image_axes(len(bias), 8, 2.0, 2.5)
     for head, (ax, values) in enumerate(zip(axes, bias, strict=True)):
         ax.set_axis_on()
-        edge = reach + 0.5
-        cmap = DIVERGING if low else SEQUENTIAL
-        heatmap = ax.imshow(values, cmap=cmap, vmin=low, vmax=limit, extent=(-edge, edge, edge, -edge))
-        ax.set(xticks=[-reach, 0, reach], yticks=[-reach, 0, reach], xlabel="dx (tokens)")
+        cmap, edges = DIVERGING if low else SEQUENTIAL, (-reach_x - 0.5, reach_x + 0.5, reach_y + 0.5, -reach_y - 0.5)
+        heatmap = ax.imshow(values, cmap=cmap, vmin=low, vmax=limit, extent=edges)
+        ax.set(xticks=[-reach_x, 0, reach_x], yticks=[-reach_y, 0, reach_y], xlabel="dx (tokens)")
         ax.set_title(f"head {head + 1}", fontsize=9)
     axes[0].set_ylabel("dy (tokens)")
     figure.suptitle(f"relative position bias, {_block_title(name)}", fontsize=10)
@@ -101,14 +101,15 @@ def bias_figure(block: SwinTransformerBlock, name: str) -> Figure:
     return figure
 
 
-def distance_figure(record: Mapping[str, BlockAttention], patch_size: int) -> Figure:
+def distance_figure(record: Mapping[str, BlockAttention], patch_size: Size) -> Figure:
     """Mean attention distance of each head by block, in pixels."""
+    p_h, p_w = to_pair(patch_size, "patch_size")
     figure, ((ax,),) = subplots(1, 1, 6.0, 3.4)
     first = next(iter(record.values()))
     strides = [round(first.size[0] / block.size[0]) for block in record.values()]
     palette = dict(zip(sorted(set(strides)), distinct_colors(len(set(strides))), strict=True))
     for i, (block, stride) in enumerate(zip(record.values(), strides, strict=True)):
-        distance = block.mean_distance().numpy() * stride * patch_size
+        distance = block.mean_distance((stride * p_h, stride * p_w)).numpy()
         label = f"stage {_stage_and_block(block.name)[0] + 1}" if strides.index(stride) == i else None
         ax.plot(np.full(len(distance), i), distance, "o", color=palette[stride], label=label, alpha=0.8)
     ticks = [f"{s + 1}.{b + 1}" for s, b in (_stage_and_block(name) for name in record)]

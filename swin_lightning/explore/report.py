@@ -46,7 +46,7 @@ class ModelViews:
         saliency: Method -> maps, `n, H, W`.
         features: Feature map of each stage for the first image, `C, H, W`.
         last_block: Name and module of the last block.
-        patch_size: Side of a patch in pixels.
+        patch_size: Height and width of a patch in pixels.
     """
 
     images: list[np.ndarray]
@@ -55,7 +55,7 @@ class ModelViews:
     saliency: dict[str, Tensor]
     features: list[Tensor]
     last_block: tuple[str, SwinTransformerBlock]
-    patch_size: int
+    patch_size: tuple[int, int]
 
 
 @dataclass(frozen=True)

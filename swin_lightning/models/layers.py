@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from swin_lightning.models.linear import Linear
+from swin_lightning.models.windows import Size, to_pair
 
 
 class PatchEmbed(nn.Module):
@@ -20,21 +20,21 @@ class PatchEmbed(nn.Module):
     Images are zero-padded on the right and bottom to a multiple of the patch size.
 
     Args:
-        patch_size: Side of a patch in pixels.
+        patch_size: Side of a patch in pixels, or its height and width.
         in_chans: Number of image channels.
         embed_dim: Number of output channels.
         patch_norm: Apply a LayerNorm to the tokens.
     """
 
-    def __init__(self, patch_size: int = 4, in_chans: int = 3, embed_dim: int = 96, patch_norm: bool = True) -> None:
+    def __init__(self, patch_size: Size = 4, in_chans: int = 3, embed_dim: int = 96, patch_norm: bool = True) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.patch_size = to_pair(patch_size, "patch_size")
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=self.patch_size, stride=self.patch_size)
         self.norm = nn.LayerNorm(embed_dim) if patch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:  # B, in_chans, height, width -> B, H, W, C
-        height, width = x.shape[-2:]
-        x = F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        (height, width), (p_h, p_w) = x.shape[-2:], self.patch_size
+        x = F.pad(x, (0, -width % p_w, 0, -height % p_h))
         x = self.proj(x).permute(0, 2, 3, 1)  # B, H, W, C
         x = self.norm(x)
         return x
@@ -46,7 +46,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:  # B, H, W, C -> B, H/2, W/2, 2*C
         x = self.norm(self.concat_neighbours(x))  # B, H/2, W/2, 4*C
@@ -79,8 +79,8 @@ class Mlp(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
         super().__init__()
         self.recompute_gelu = True  # turned off under gradient checkpointing, which recomputes the whole block
-        self.fc1 = Linear(dim, hidden_dim)
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:  # ..., C

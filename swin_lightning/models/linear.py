@@ -4,21 +4,46 @@ PyTorch multiplies float32 matrices with Intel MKL, which does not use the full 
 go to oneDNN, which does on any CPU, and a linear layer is a 1x1 convolution. On an AMD EPYC (Zen 5, torch 2.13) this
 doubles the speed of Swin-T's linear layers: 645 -> 320 ms for the forward pass and 1984 -> 1092 ms for forward and
 backward, with 8 images on one thread. On other CPUs MKL uses the full vector width as well, and `F.linear` is used.
+
+The layers stay plain `nn.Linear` modules: `use_onednn` replaces the `forward` of the instances only.
 """
 
 import functools
 from pathlib import Path
+from types import MethodType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swin_lightning.models.precision import is_tracing
 
-class Linear(nn.Linear):
-    """`nn.Linear` with the same parameters and outputs, computed by `linear`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+def use_onednn(model: nn.Module, enable: bool = True) -> None:
+    """Compute the linear layers of a model with oneDNN where that is faster, or undo it.
+
+    Does nothing on other CPUs than AMD with AVX-512. Layers whose class or `forward` was changed (quantization,
+    parametrization, hooks of accelerate) are left alone. A layer that is changed later, or whose weight becomes a
+    tensor subclass, uses `F.linear` from then on, and so do other dtypes and devices, autocast, compilation, export
+    and tracing. Copies keep the setting; a pickled model loses it.
+
+    Args:
+        model: Any module; its parameters and the types of its modules do not change.
+        enable: False restores the `forward` of `nn.Linear`.
+    """
+    for module in model.modules():
+        replaced = getattr(vars(module).get("forward"), "__func__", None) is forward
+        if replaced and not enable:
+            del vars(module)["forward"]
+        elif enable and type(module) is nn.Linear and "forward" not in vars(module) and is_amd_with_avx512():
+            # a bound method of this name is copied with its module, and pickled as `getattr(module, "forward")`
+            vars(module)["forward"] = MethodType(forward, module)
+
+
+def forward(self: nn.Linear, x: Tensor) -> Tensor:
+    """`nn.Linear.forward` by `linear`."""
+    plain = type(self) is nn.Linear and type(self.weight) in (nn.Parameter, Tensor)
+    return linear(x, self.weight, self.bias) if plain else F.linear(x, self.weight, self.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -33,7 +58,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _use_convolution(x: Tensor) -> bool:
     """True for eager float32 on an AMD CPU with AVX-512; compilers, exporters and autocast get `F.linear`."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
+    if type(x) is not Tensor or x.device.type != "cpu" or x.dtype != torch.float32:
+        return False
+    if torch.compiler.is_compiling() or is_tracing():
         return False
     return is_amd_with_avx512() and not torch.is_autocast_enabled("cpu")
 

@@ -1,4 +1,4 @@
-"""Helpers for computations that stay in float32 under autocast."""
+"""How operations are computed: in float32 under autocast, or recorded by a tracer."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -17,3 +17,8 @@ def disable_autocast(x: Tensor) -> AbstractContextManager[None]:
     if not torch.amp.is_autocast_available(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
+
+
+def is_tracing() -> bool:
+    """Whether `torch.jit.trace` records the operations."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]

@@ -7,15 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swin_lightning.models.windows import Size, to_pair
+
 BiasResize = Literal["bicubic", "geometric"]
 
 
-def resize_bias_table(table: Tensor, window_size: int, mode: BiasResize = "bicubic") -> Tensor:
+def resize_bias_table(table: Tensor, window_size: Size, mode: BiasResize = "bicubic") -> Tensor:
     """Interpolate a relative position bias table to another window size.
 
     Args:
         table: Bias table of windows of m x m tokens, `(2m-1)^2, nH`.
-        window_size: Side M of the new window.
+        window_size: Side M of the new window, or its height and width.
         mode: `bicubic` interpolates the table like an image, as the official code does: offsets scale with the
             window. `geometric` keeps the bias of small offsets and stretches larger offsets progressively, as
             fine-tuning in SimMIM does (microsoft/SimMIM, utils.py).
@@ -23,38 +25,40 @@ def resize_bias_table(table: Tensor, window_size: int, mode: BiasResize = "bicub
     Returns:
         `(2M-1)^2, nH`.
     """
-    old, new = math.isqrt(len(table)), 2 * window_size - 1
+    (M_h, M_w), old = to_pair(window_size, "window_size"), math.isqrt(len(table))
     grid = table.float().T.reshape(1, -1, old, old)  # 1, nH, 2m-1, 2m-1
     if mode == "bicubic":
-        grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-    else:
-        W = _geometric_weights(old // 2, new // 2).float()  # 2M-1, 2m-1
-        grid = W @ grid @ W.T
-    return grid.reshape(-1, new * new).T.to(table.dtype)
+        grid = F.interpolate(grid, size=(2 * M_h - 1, 2 * M_w - 1), mode="bicubic", align_corners=False)
+    else:  # 2M-1, 2m-1 per axis
+        rows, columns = (_geometric_weights(old // 2, M - 1).float() for M in (M_h, M_w))
+        grid = rows @ grid @ columns.T
+    return grid.flatten(2).squeeze(0).T.to(table.dtype)
 
 
-def centre_bias_table(table: Tensor, window_size: int) -> Tensor:
+def centre_bias_table(table: Tensor, old_window: Size, window_size: Size) -> Tensor:
     """Crop a bias table to a smaller window, or extend it by replication to a larger one; no offset moves.
 
     Args:
-        table: Bias table of windows of m x m tokens, `(2m-1)^2, nH`.
-        window_size: Side M of the new window.
+        table: Bias table of the old window of m x m tokens, `(2m-1)^2, nH`.
+        old_window: Side m of the old window, or its height and width.
+        window_size: Side M of the new window, or its height and width.
 
     Returns:
         `(2M-1)^2, nH`.
     """
-    old = math.isqrt(len(table))
-    border = window_size - (old + 1) // 2
-    grid = table.T.reshape(1, -1, old, old)
-    grid = F.pad(grid, (border,) * 4, mode="replicate") if border > 0 else F.pad(grid, (border,) * 4)
+    (m_h, m_w), (M_h, M_w) = to_pair(old_window, "old_window"), to_pair(window_size, "window_size")
+    grid = table.T.reshape(1, -1, 2 * m_h - 1, 2 * m_w - 1)
+    grow, shrink = (max(M_w - m_w, 0), max(M_h - m_h, 0)), (min(M_w - m_w, 0), min(M_h - m_h, 0))
+    grid = F.pad(grid, (shrink[0], shrink[0], shrink[1], shrink[1]))
+    grid = F.pad(grid, (grow[0], grow[0], grow[1], grow[1]), mode="replicate")
     return grid.reshape(table.shape[1], -1).T
 
 
-def resize_position_embedding(embedding: Tensor, num_tokens: int) -> Tensor:
-    """Interpolate an absolute position embedding (bicubic): `1, n*n, C` -> `1, num_tokens, C`, both square maps."""
-    old, new = math.isqrt(embedding.shape[1]), math.isqrt(num_tokens)
+def resize_position_embedding(embedding: Tensor, size: Size) -> Tensor:
+    """Interpolate an absolute position embedding (bicubic) of a square map: `1, n*n, C` -> `1, H*W, C`."""
+    old = math.isqrt(embedding.shape[1])
     grid = embedding.float().transpose(1, 2).reshape(1, -1, old, old)  # 1, C, n, n
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    grid = F.interpolate(grid, size=to_pair(size, "size"), mode="bicubic", align_corners=False)
     return grid.flatten(2).transpose(1, 2).to(embedding.dtype)
 
 

@@ -17,16 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_lightning.errors import UserError
+from swin_lightning.models.attention import WindowAttention
 from swin_lightning.models.layers import PatchMerging
-from swin_lightning.models.linear import linear
 from swin_lightning.models.precision import disable_autocast, to_float32
-from swin_lightning.models.swin import BasicLayer, SwinTransformer, SwinTransformerBlock, WindowAttention
+from swin_lightning.models.swin import BasicLayer, SwinTransformer, SwinTransformerBlock
+from swin_lightning.models.windows import Size, fit_window, to_pair
 
 MAX_SCALE = 100.0  # of the cosine similarity; the paper clamps its inverse, tau, at 0.01
 MAX_BIAS = 16.0
+EPS = 1e-12  # of the norm of a query, as in F.normalize for the keys
 
 
-def log_spaced_coords(window_size: int, trained_window: int) -> Tensor:
+def log_spaced_coords(window_size: Size, trained_window: Size, device: torch.device | None = None) -> Tensor:
     """Log-spaced relative coordinates of all offsets in a window (paper section 3.3, equation 4).
 
     Coordinates are normalised by the window size used in pre-training. Transferring to a larger window then needs
@@ -34,16 +36,20 @@ def log_spaced_coords(window_size: int, trained_window: int) -> Tensor:
     coordinates.
 
     Args:
-        window_size: Side M of the window.
-        trained_window: Side of the window used in pre-training; its largest offset has the coordinate 1.
+        window_size: Side M of the window, or its height and width.
+        trained_window: Side of the window used in pre-training, or its height and width; its largest offset has the
+            coordinate 1.
+        device: Device of the coordinates.
 
     Returns:
         `(2M-1)^2, 2`: (dy, dx) in the order of `windows.relative_position_index`. All zeros for a 1 x 1 window.
     """
-    offsets = torch.arange(1 - window_size, window_size, dtype=torch.float32)
-    offsets = offsets * 8 / max(trained_window - 1, 1)
-    offsets = offsets.sign() * torch.log2(offsets.abs() + 1) / math.log2(8)
-    return torch.cartesian_prod(offsets, offsets)
+    axes = []
+    for M, trained in zip(to_pair(window_size, "window_size"), to_pair(trained_window, "trained_window"), strict=True):
+        offsets = torch.arange(1 - M, M, dtype=torch.float32, device=device)
+        distance = torch.log1p(offsets.abs() * (8 / max(trained - 1, 1))) / math.log(8)  # log2(1 + d) / log2(8)
+        axes.append(offsets.sign() * distance)
+    return torch.cartesian_prod(*axes)
 
 
 class WindowAttentionV2(WindowAttention):
@@ -56,12 +62,10 @@ class WindowAttentionV2(WindowAttention):
     The arguments are those of `swin.WindowAttention`, except that `qkv_bias` adds no bias to the keys.
     """
 
-    relative_coords_table: Tensor
-
     def __init__(
         self,
         dim: int,
-        window_size: int,
+        window_size: Size,
         num_heads: int,
         qkv_bias: bool = True,
         attn_drop: float = 0.0,
@@ -69,40 +73,46 @@ class WindowAttentionV2(WindowAttention):
     ) -> None:
         super().__init__(dim, window_size, num_heads, qkv_bias=False, attn_drop=attn_drop, proj_drop=proj_drop)
         self.scale = 1.0  # replaced by a learned scale per head
-        self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
-        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
-        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+        self.logit_scale = nn.Parameter(torch.empty(num_heads, 1, 1))
+        self.q_bias = nn.Parameter(torch.empty(dim)) if qkv_bias else None
+        self.v_bias = nn.Parameter(torch.empty(dim)) if qkv_bias else None
+        self.reset_parameters()
 
     def make_position_bias(self) -> None:
         self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, self.num_heads, bias=False))
-        self.set_trained_window(self.window_size)
+        self.trained_window = self.window_size  # that of the pre-training, if it differs
 
-    def set_trained_window(self, trained_window: int) -> None:
-        """Set the window size used in pre-training, by which the coordinates are normalised."""
-        table = log_spaced_coords(self.window_size, trained_window)
-        self.register_buffer("relative_coords_table", table, persistent=False)
+    def reset_parameters(self) -> None:
+        """Initialise scale and biases; the linear layers have a `reset_parameters` of their own."""
+        nn.init.constant_(self.logit_scale, math.log(10))
+        for bias in (self.q_bias, self.v_bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
 
     def bias_table(self) -> Tensor:
         """Bias of every offset in a full window, `(2M-1)^2, nH`, between 0 and 16.
 
         A clamped window uses the centre of the table as in V1, that is, the coordinates of the full window.
         """
+        # computed and not a buffer, which would be uninitialised after `to_empty` and keep its own dtype
+        coords = log_spaced_coords(self.window_size, self.trained_window, self.logit_scale.device)
         with disable_autocast(self.logit_scale):
-            return MAX_BIAS * to_float32(self.cpb_mlp(self.relative_coords_table)).sigmoid()
+            return MAX_BIAS * to_float32(self.cpb_mlp(coords.to(self.logit_scale.dtype))).sigmoid()
 
     def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised query times scale, normalised key, and value; `B*nW, nH, N, D` in at least float32."""
-        bias = None
-        if self.q_bias is not None and self.v_bias is not None:
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])  # 3*C
-        qkv = to_float32(linear(x, self.qkv.weight, bias))  # B*nW, N, 3*C
-        q, k, v = torch.unflatten(qkv, -1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # 3, B*nW, nH, N, D
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # B*nW, N, 3, nH, D
+        q, k, v = map(to_float32, qkv.permute(2, 0, 3, 1, 4))  # B*nW, nH, N, D
+        if self.q_bias is not None and self.v_bias is not None:  # keys have no bias
+            q = q + to_float32(self.q_bias).view(self.num_heads, 1, -1)
+            v = v + to_float32(self.v_bias).view(self.num_heads, 1, -1)
         scale = to_float32(self.logit_scale).clamp(max=math.log(MAX_SCALE)).exp()  # nH, 1, 1
-        return F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1), v
+        q = q * (scale / q.norm(dim=-1, keepdim=True).clamp(min=EPS))
+        return q, F.normalize(k, dim=-1), v
 
     def scaled_dot_product_attention(self, q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor) -> Tensor:
         with disable_autocast(q):
-            return super().scaled_dot_product_attention(q, k, v, attn_bias).to(self.proj.weight.dtype)
+            return super().scaled_dot_product_attention(q, k, v, attn_bias).to(self.logit_scale.dtype)
 
 
 class SwinTransformerBlockV2(SwinTransformerBlock):
@@ -144,15 +154,15 @@ class SwinTransformerV2(SwinTransformer):
     """Swin Transformer V2 backbone for images of any height and width.
 
     Args:
-        img_size: Image size used in pre-training: in a stage with a feature map smaller than the window, coordinates
-            are normalised by the size of that map. The network adapts to each input.
-        patch_size: Side of a patch in pixels.
+        img_size: Side of the image used in pre-training, or its height and width: in a stage with a feature map smaller
+            than the window, coordinates are normalised by the size of that map. The network adapts to each input.
+        patch_size: Side of a patch in pixels, or its height and width.
         in_chans: Number of image channels.
         num_classes: Number of classes of the head; 0 for no head: the model then returns pooled features.
         embed_dim: Number of channels in the first stage, doubled in each following stage.
         depths: Number of blocks in each stage.
         num_heads: Number of attention heads in each stage.
-        window_size: Side of a window in tokens; clamped to the feature map if it is larger.
+        window_size: Side of a window in tokens, or its height and width; clamped to the feature map if it is larger.
         mlp_ratio: Ratio of hidden to input channels of the MLPs.
         qkv_bias: Add a learnable bias to query and value.
         drop_rate: Dropout rate of patch embedding, attention outputs and MLPs.
@@ -177,14 +187,14 @@ class SwinTransformerV2(SwinTransformer):
 
     def __init__(
         self,
-        img_size: int = 224,
-        patch_size: int = 4,
+        img_size: Size = 224,
+        patch_size: Size = 4,
         in_chans: int = 3,
         num_classes: int = 0,
         embed_dim: int = 96,
         depths: Sequence[int] = (2, 2, 6, 2),
         num_heads: Sequence[int] = (3, 6, 12, 24),
-        window_size: int = 7,
+        window_size: Size = 7,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         drop_rate: float = 0.0,
@@ -194,7 +204,7 @@ class SwinTransformerV2(SwinTransformer):
         patch_norm: bool = True,
         use_checkpoint: bool = False,
         init_std: float = 0.02,
-        pretrained_window_sizes: Sequence[int] | None = None,
+        pretrained_window_sizes: Sequence[Size] | None = None,
     ) -> None:
         trained = tuple(pretrained_window_sizes or [0] * len(depths))
         if len(trained) < len(depths):
@@ -220,10 +230,14 @@ class SwinTransformerV2(SwinTransformer):
             use_checkpoint=use_checkpoint,
             init_std=init_std,
         )
-        for stage, layer in enumerate(self.layers):
-            window = trained[stage] or min(window_size, self.stage_size(stage))
+        for stage, layer in enumerate(cast(Iterable[BasicLayerV2], self.layers)):
+            window = trained[stage] or fit_window(self.stage_size(stage), layer.window_size, 0)[0]
             for block in cast(Iterable[SwinTransformerBlockV2], layer.blocks):
-                cast(WindowAttentionV2, block.attn).set_trained_window(window)
-                for norm in (block.norm1, block.norm2):  # every block is initialised as the identity
-                    nn.init.zeros_(norm.weight)
-                    nn.init.zeros_(norm.bias)
+                cast(WindowAttentionV2, block.attn).trained_window = to_pair(window, "pretrained_window_sizes")
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        for module in self.modules():
+            if isinstance(module, SwinTransformerBlockV2):  # initialised as the identity
+                for parameter in (*module.norm1.parameters(), *module.norm2.parameters()):
+                    nn.init.zeros_(parameter)

@@ -1,52 +1,86 @@
 """Reading checkpoint files without executing code from them."""
 
+import datetime
 import json
 import logging
 import pickle
 import re
 import shlex
+from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Collection
-from pathlib import Path
-from typing import cast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
+from typing import Any
 from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from swin_lightning.checkpoint_files import corrupt, verify
 from swin_lightning.errors import UserError
+from swin_lightning.models.torchscript_files import is_torchscript, read_torchscript
+from swin_lightning.models.weight_download import local_file
 from swin_lightning.models.weight_formats import (
-    BUFFERS,
     OWN_PREFIXES,
     PRETRAINING_KEYS,
+    SIMMIM,
     SWIN_LIGHTNING,
+    Format,
     StateDict,
-    detect_format,
 )
+from swin_lightning.models.weight_search import Candidate, find_head, find_state_dict
 
 log = logging.getLogger(__name__)
 
-# keys of the state dict in a checkpoint; averaged weights of timm and torchvision first
+# keys of the state dict in a checkpoint, for the command that extracts it
 WRAPPERS = ("state_dict_ema", "model_ema", "model", "state_dict")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameters of a backbone and its head in a file.
+
+    Args:
+        state: The parameters by their keys in the file, without prefixes.
+        source: Format of the keys.
+        remark: Kind of checkpoint, for logging.
+        buffers: Computed buffers, which are not loaded, by their keys.
+    """
+
+    state: StateDict
+    source: Format
+    remark: str
+    buffers: Mapping[str, object]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, object]:
     """Read a `.ckpt`, `.pth` or `.safetensors` file (`torch.load` with `weights_only=True`), and check its CRC-32 sums.
 
+    TorchScript archives and the index of files that are split into shards (`*.index.json`) are read as well.
+
     Raises:
         UserError: If the file does not exist, is no checkpoint, is damaged, or contains pickled Python objects.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"checkpoint {str(path)!r}: no such file")
     try:
+        if path.name.endswith(".index.json"):
+            return {
+                key: value for name in shard_names(path) for key, value in read_checkpoint(path.parent / name).items()
+            }
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return dict(load_file(path))
         verify(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if is_torchscript(path):
+            return dict(read_torchscript(path))
+        with torch.serialization.safe_globals(harmless_globals()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "GLOBAL" in str(error):
             raise UserError(_pickled_objects(path, str(error))) from error
@@ -62,60 +96,131 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
     return content
 
 
-def read_parameters(path: str | Path, own: Collection[str]) -> tuple[StateDict, str]:
+def shard_names(index: Path) -> list[str]:
+    """Names of the files of an index, `model.safetensors.index.json` or `pytorch_model.bin.index.json`.
+
+    Raises:
+        UserError: If it is not an index, or names a file in another folder.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"checkpoint {str(index)!r} is not an index of shards: it has no weight_map") from error
+    if bad := [name for name in names if name != Path(name).name or name.endswith(".index.json")]:
+        raise UserError(f"checkpoint {str(index)!r} names {bad[0]!r}, which is not a file of weights in its folder")
+    return names
+
+
+def read_parameters(path: str | Path, own: StateDict) -> Parameters:
     """Read the parameters of a backbone and its head from a checkpoint of any format.
 
-    Computed buffers are dropped. Ignored with a log message are the mask token and decoder of masked image modelling,
-    and in Lightning checkpoints of this package everything besides `backbone` and `head` (loss, metrics, teacher, ...).
+    The state dict and the prefix of its keys are found by comparing the names with those of the model. Computed buffers
+    are dropped. Ignored with a log message are the mask token and decoder of masked image modelling, entries without
+    the prefix, and in Lightning checkpoints of this package everything besides `backbone` and `head` (loss, metrics,
+    teacher, ...).
 
     Args:
-        path: As for `read_checkpoint`.
-        own: Names of the model's parameters, `backbone.*` and `head.*`.
-
-    Returns:
-        The parameters by their keys in the file, and a remark on the kind of checkpoint for logging.
+        path: As for `weight_download.local_file`.
+        own: The model's parameters, `backbone.*` and `head.*`.
 
     Raises:
         UserError: If the file cannot be read or contains anything but tensors.
     """
-    content = read_checkpoint(path)
-    remark = ""
-    wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), dict)), None)
+    content = read_checkpoint(local_file(path))
+    found = find_state_dict(content, own)
+    if found is None:
+        keys = ", ".join(sorted(map(str, content))[:5]) or "no entries"
+        raise UserError(f"checkpoint {str(path)!r} contains no parameters; it has {keys}")
+    best, others = found
     from_lightning = "pytorch-lightning_version" in content
-    if from_lightning:
-        remark = f" (Lightning checkpoint{', averaged weights' if 'current_model_state' in content else ''})"
-    elif wrapper and "ema" in wrapper:
-        remark = " (averaged weights)"
-    if wrapper:
-        content = cast(dict[str, object], content[wrapper])
-    if not any(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"checkpoint {str(path)!r} contains no parameters")
-    entries = {_clean_key(str(key)): value for key, value in content.items()}
-    entries = {key: value for key, value in entries.items() if key.rsplit(".", 1)[-1] not in BUFFERS}
-    main = [key for key in entries if key.startswith(OWN_PREFIXES)]
-    if from_lightning and detect_format(main, own) == SWIN_LIGHTNING:
-        ignored = entries.keys() - set(main)
-    else:
-        pretraining = re.compile(PRETRAINING_KEYS)
-        ignored = {key for key in entries if pretraining.search(key.removeprefix("encoder."))} - set(own)
-    if ignored:
+    averaged = best.rank() == 0 or "current_model_state" in content
+    kinds = ["Lightning checkpoint"] * from_lightning + ["averaged weights"] * averaged
+    head = find_head(best, own)
+    entries = best.entries | head
+    if best.prefix or others:
+        rest = f"; it also has {', '.join(other.name for other in others[:3])}" if others else ""
+        log.info("weights %s: took the entries %r%s", path, f"{best.name}*" if best.prefix else best.name, rest)
+    other_parts = _other_parts(best, own, from_lightning)
+    if ignored := other_parts | best.others.keys() - _head_keys(best, head):
         shown = ", ".join(sorted(ignored)[:3] + ["..."] * (len(ignored) > 3))
         log.info("weights %s: ignored %d entries outside of backbone and head: %s", path, len(ignored), shown)
     state: StateDict = {}
     for key, value in entries.items():
-        if key in ignored:
+        if key in other_parts:
             continue
         if not isinstance(value, Tensor):
-            found = type(value).__name__
-            raise UserError(f"weights {str(path)!r} do not match the model: {key} has type {found}, expected a tensor")
+            kind = type(value).__name__
+            raise UserError(f"weights {str(path)!r} do not match the model: {key} has type {kind}, expected a tensor")
         state[key] = value
-    return state, remark
+    return Parameters(state, best.source, f" ({', '.join(kinds)})" if kinds else "", best.buffers)
 
 
-def _clean_key(key: str) -> str:
-    """A key without the prefixes of DataParallel, AveragedModel and torch.compile; SimMIM's first V2 used rpe_mlp."""
-    key = re.sub(r"^(?:module\.|_orig_mod\.)+|(?<![^.])_orig_mod\.", "", key)
-    return key.replace(".rpe_mlp.", ".cpb_mlp.")
+def trained_windows(file: Parameters, num_stages: int) -> list[int]:
+    """Window size of each stage in the pre-training of Swin V2, from its buffers; empty if the file does not tell.
+
+    The largest coordinate of a window of M tokens is `log8(1 + 8 * (M-1) / (T-1))` for weights trained with T.
+    """
+    windows = []
+    for stage in range(num_stages):
+        key = file.source.map_key(f"layers.{stage}.blocks.0.attn.logit_scale", num_stages - 1)[0].key
+        table = file.buffers.get(key.replace("logit_scale", "relative_coords_table"))
+        if not isinstance(table, Tensor) or table.ndim != 4 or table.shape[1] < 3 or not table.isfinite().all():
+            return []
+        ratio = (8 ** float(table[0, -1, 0, 0]) - 1) / 8
+        windows.append(round(1 + (table.shape[1] // 2) / ratio) if ratio > 0 else 0)
+    return windows
+
+
+def harmless_globals() -> list[Any]:
+    """Classes and functions besides those of `torch.load` that a checkpoint may name: none of them does anything.
+
+    NumPy scalars and arrays, paths, containers, dates, and the configuration objects of other trainers, for which an
+    OrderedDict stands in.
+    """
+    scalar, array = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
+    allowed: list[Any] = [np.ndarray, np.dtype, Namespace, SimpleNamespace, (_plain_dict, "collections.defaultdict")]
+    allowed += [datetime.datetime, datetime.date, datetime.timedelta, datetime.timezone]
+    allowed += [bool, int, float, str, list, dict, tuple]
+    allowed += {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?SU"}
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before and since NumPy 2
+        allowed += [(scalar, f"{module}.scalar"), (array, f"{module}._reconstruct")]
+    for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
+        allowed += [(PurePosixPath, f"{module}.{name}") for module in ("pathlib", "pathlib._local")]
+    return allowed + [(OrderedDict, name) for name in CONFIG_CLASSES]
+
+
+def _plain_dict(*_: object) -> OrderedDict[object, object]:
+    """An empty dict in place of a defaultdict, which the restricted unpickler does not fill."""
+    return OrderedDict()
+
+
+CONFIG_CLASSES = (
+    "yacs.config.CfgNode",
+    "easydict.EasyDict",
+    "addict.addict.Dict",
+    "ml_collections.config_dict.config_dict.ConfigDict",
+    "mmengine.config.config.ConfigDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "pytorch_lightning.utilities.data.AttributeDict",
+)
+
+
+def _other_parts(best: Candidate, own: StateDict, from_lightning: bool) -> set[str]:
+    """Entries of a state dict that are known not to belong to backbone and head."""
+    keys = best.entries.keys()
+    if from_lightning and best.source.name == SWIN_LIGHTNING.name:
+        return keys - {key for key in keys if key.startswith(OWN_PREFIXES)}
+    if best.source.name == SIMMIM.name:  # and MoBY: projectors, queues, the second encoder
+        return {key for key in keys if not key.startswith("encoder.")} | {key for key in keys if "mask_token" in key}
+    return {key for key in keys if re.search(PRETRAINING_KEYS, key.removeprefix("encoder."))} - own.keys()
+
+
+def _head_keys(best: Candidate, head: dict[str, object]) -> set[str]:
+    """Keys of a head outside of the prefix."""
+    values = {id(value) for value in head.values()}
+    return {key for key, value in best.others.items() if id(value) in values}
 
 
 def _pickled_objects(path: Path, error: str) -> str:

@@ -82,6 +82,8 @@ class Format:
         return [name]
 
 
+Mappings = dict[str, list[KeyMapping]]  # parameter of the model -> where the file stores it
+
 SWIN_LIGHTNING = Format("swin_lightning", signature_key=r"^backbone\.", prefix="backbone.")
 
 OFFICIAL = Format("official", signature_key=r"^layers\.0\.downsample\.", wrapper="model")  # timm before 0.8 as well
@@ -227,6 +229,14 @@ def detect_format(keys: Collection[str], own: Collection[str] = ()) -> Format:
     if not any(key.startswith(found.prefix) for key in keys):
         found = replace(found, prefix="")  # a backbone saved without the prefix of its classifier
     return found
+
+
+def map_names(source: Format, own: Iterable[str]) -> Mappings:
+    """Where a file of a format stores each parameter of a model, named `backbone.*` and `head.*`."""
+    if source.name == SWIN_LIGHTNING.name:
+        return {name: [KeyMapping(name)] for name in own}  # any backbone
+    last_stage = last_stage_of(name.removeprefix("backbone.") for name in own)
+    return {name: source.map_key(name.removeprefix("backbone."), last_stage) for name in own}
 
 
 def to_format(state: Mapping[str, Tensor], target: Format) -> StateDict:

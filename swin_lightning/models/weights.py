@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from swin_lightning.errors import UserError
 from swin_lightning.models import weight_formats as formats
+from swin_lightning.models.attention import WindowAttention
 from swin_lightning.models.resize import BiasResize, centre_bias_table, resize_bias_table, resize_position_embedding
-from swin_lightning.models.swin import BasicLayer, SwinTransformer, WindowAttention
+from swin_lightning.models.swin import BasicLayer, SwinTransformer
 from swin_lightning.models.swin_v2 import SwinTransformerV2, WindowAttentionV2, log_spaced_coords
-from swin_lightning.models.weight_files import read_checkpoint, read_parameters
-from swin_lightning.models.weight_formats import Format, KeyMapping, StateDict
+from swin_lightning.models.weight_errors import describe_mismatch, invalid_values, suggest_model
+from swin_lightning.models.weight_files import read_checkpoint, read_parameters, trained_windows
+from swin_lightning.models.weight_formats import Format, KeyMapping, Mappings, StateDict
+from swin_lightning.models.windows import relative_position_index
 
 __all__ = ["HeadRows", "export_weights", "load_weights", "read_checkpoint", "save_weights"]
 
@@ -28,8 +31,6 @@ HeadRows = Literal["imagenet22k"]
 # Indices of the ImageNet-1K classes in ImageNet-22K, as in timm's imagenet21k_goog_synsets.txt, except that the teddy
 # bear has row 5564 (teddy, the garment), as in microsoft/Swin-Transformer
 IMAGENET22K_ROWS = Path(__file__).parent / "imagenet22k_rows.txt"
-
-Mappings = dict[str, list[KeyMapping]]  # parameter of the model -> where the file stores it
 
 
 def load_weights(
@@ -46,7 +47,8 @@ def load_weights(
         model: Module with a `backbone` and optionally a linear `head`, such as a task, or a backbone itself. If it has
             no head, the head of the checkpoint is ignored.
         path: `.ckpt`, `.pth` or `.safetensors` file of this project, the official repositories (Swin, SimMIM), timm,
-            torchvision, transformers or mmpretrain. Of a Lightning checkpoint only `backbone` and `head` are used.
+            torchvision, transformers or mmpretrain, or of a trainer that wraps one of their models; also an index of
+            shards, a TorchScript archive, `https://...` or `hf-hub:owner/name` (see `weight_download.local_file`).
         bias_resize: Interpolation of bias tables, see `resize.resize_bias_table`.
         head_rows: `imagenet22k` initialises a head of 1000 classes with the ImageNet-1K rows of a 21841-class head, as
             the official fine-tuning does.
@@ -55,20 +57,20 @@ def load_weights(
         UserError: If the file cannot be read, or keys or shapes do not match the model; nothing is loaded then.
     """
     own = _own_parameters(model)
-    entries, remark = read_parameters(path, own)
-    source = formats.detect_format(entries, own)
-    mappings, head = _match_head(_map_keys(source, own), own, entries, head_rows)
+    file = read_parameters(path, own)
+    entries, source = file.state, file.source
+    mappings, head = _match_head(formats.map_names(source, own), own, entries, head_rows)
     if not any(_official(name).startswith("head.") for name in own):
         _drop_head(entries, source, path)
 
     expected = {mapping.key for parts in mappings.values() for mapping in parts}
-    missing = [f"missing {key}" for key in sorted(expected - entries.keys())]
-    unexpected = [f"unexpected {key}" for key in entries if key not in expected]
     wrong: list[str] = []
     state, resized = {}, set()
     for name, parts in mappings.items():
         if all(mapping.key in entries for mapping in parts):
             found = [entries[mapping.key] for mapping in parts]
+            if problem := next(filter(None, (invalid_values(entries[p.key], own[name]) for p in parts)), None):
+                raise UserError(f"weights {str(path)!r}: {parts[0].key} {problem}")
             if len(parts) == 1 and found[0].shape != own[name].shape and _same_shape_in_stage(name, mappings, entries):
                 found[0], how = _resize(name, found[0], own[name], _backbone_of(model), bias_resize)
                 resized |= set(how)
@@ -76,10 +78,9 @@ def load_weights(
                 wrong += mismatches
             else:
                 state[name] = formats.merge_chunks(found, parts)
-    if problems := missing + unexpected + wrong:
-        shown = [*missing[:2], *unexpected[:2], *wrong[:2]]
-        shown += [f"and {len(problems) - len(shown)} more"] * (len(problems) > len(shown))
-        raise UserError(f"weights {str(path)!r} ({source.name} format) do not match the model: {'; '.join(shown)}")
+    if problems := describe_mismatch(expected, entries, wrong):
+        remedy = suggest_model(own, entries)
+        raise UserError(f"weights {str(path)!r} ({source.name} format) do not match the model: {problems}{remedy}")
     if source.unfold_order:
         merged = [name for name in state if formats.has_merged_channels(name, state)]
         state.update({name: formats.from_unfold_order(state[name]) for name in merged})
@@ -87,9 +88,20 @@ def load_weights(
         state = {name.removeprefix("backbone."): value for name, value in state.items()}
     model.load_state_dict(state, strict=False)  # keys were compared above; the model may have further parts
     summary = "; ".join([f"{len(state)} parameters", *sorted(resized)])
-    log.info("weights %s: %s format%s, %s", path, source.name, remark, summary)
+    log.info("weights %s: %s format%s, %s", path, source.name, file.remark, summary)
     if head:
         log.warning("weights %s: %s", path, head)
+    if isinstance(backbone := _backbone_of(model), SwinTransformerV2):
+        trained = trained_windows(file, len(backbone.layers))
+        layers = cast(list[BasicLayer], backbone.layers)
+        if trained and trained != [cast(WindowAttentionV2, layer.blocks[0].attn).trained_window[0] for layer in layers]:
+            log.warning(
+                "weights %s: the windows of the pre-training were %s, by which coordinates are normalised; build the "
+                "model with pretrained_window_sizes=%s",
+                path,
+                ", ".join(map(str, trained)),
+                trained,
+            )
 
 
 def export_weights(model: nn.Module, target: str = "swin_lightning") -> StateDict:
@@ -164,14 +176,6 @@ def _official(name: str) -> str:
 # matching file and model
 
 
-def _map_keys(source: Format, own: StateDict) -> Mappings:
-    """Where a file of this format stores each parameter of the model."""
-    if source.name == formats.SWIN_LIGHTNING.name:
-        return {name: [KeyMapping(name)] for name in own}  # any backbone
-    last_stage = formats.last_stage_of(map(_official, own))
-    return {name: source.map_key(_official(name), last_stage) for name in own}
-
-
 def _match_head(mappings: Mappings, own: StateDict, entries: StateDict, rows: HeadRows | None) -> tuple[Mappings, str]:
     """Keep the initial head if the file has none or one of another size, or select rows of the file's head.
 
@@ -195,6 +199,7 @@ def _match_head(mappings: Mappings, own: StateDict, entries: StateDict, rows: He
             entries.update({key: entries[key][selected] for key in keys})
             return mappings, "classifier: selected the 1000 ImageNet-1K rows of the 21841-class head"
         message = f"classifier: checkpoint has {len(weight)} classes; initialised a new {num_classes}-class head"
+        message += f" (to keep the classifier, build the model with num_classes={len(weight)})"
     for key in keys:
         entries.pop(key, None)
     return {name: parts for name, parts in mappings.items() if name not in names}, message
@@ -212,24 +217,31 @@ def _drop_head(entries: StateDict, source: Format, path: str | Path) -> None:
 def _resize(
     name: str, value: Tensor, own: Tensor, backbone: nn.Module, mode: BiasResize
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """Fit a bias table or position embedding to the model, and describe what was done; others are unchanged."""
-    if name.endswith("relative_position_bias_table") and value.ndim == 2 and value.shape[1] == own.shape[1]:
-        old, new = _window_size(value), _window_size(own)
-        if (2 * old - 1) ** 2 != len(value):
+    """Fit a parameter to the window, image size or channels of the model, and describe what was done."""
+    if name.endswith("patch_embed.proj.weight") and value.ndim == 4 and own.shape[2:] == value.shape[2:]:
+        n = own.shape[1]  # a grey image, repeated over the channels, gives the same tokens as before
+        how = "sum over channels" if n == 1 else f"mean over channels times {value.shape[1]}/{n}"
+        adapted = (value.sum(dim=1, keepdim=True) / n).expand(-1, n, -1, -1)
+        return adapted, (f"patch embedding adapted from {value.shape[1]} to {n} channels ({how})",)
+    layer = _stage_of(name, backbone)
+    if name.endswith("relative_position_bias_table") and layer is not None and value.ndim == 2:
+        side = math.isqrt(len(value))
+        old, new = (side // 2 + 1, side // 2 + 1), layer.window_size
+        if side**2 != len(value) or side % 2 == 0 or value.shape[1] != own.shape[1]:
             return value, ()
         done = []
-        window = min(new, max(old, _map_side(_official(name), backbone, new)))
+        window = _clamped_window(name, backbone, new, at_least=old)
         if old != window:
             value = resize_bias_table(value, window, mode)
-            done.append(f"bias tables resized from window {old} to {window} ({mode})")
+            done.append(f"bias tables resized from window {_show(old)} to {_show(window)} ({mode})")
         if window != new:  # official and timm models have tables of the clamped window where the map is smaller
-            value = centre_bias_table(value, new)
-            done.append(f"bias tables of window {window} padded to window {new}")
+            value = centre_bias_table(value, window, new)
+            done.append(f"bias tables of window {_show(window)} padded to window {_show(new)}")
         return value, tuple(done)
     if name.endswith("absolute_pos_embed") and value.ndim == 3 and value.shape[2] == own.shape[2]:
         square = math.isqrt(value.shape[1]) ** 2 == value.shape[1]
-        if square:
-            return resize_position_embedding(value, own.shape[1]), ("position embedding resized (bicubic)",)
+        if square and isinstance(backbone, SwinTransformer):
+            return resize_position_embedding(value, backbone.stage_size(0)), ("position embedding resized (bicubic)",)
     return value, ()
 
 
@@ -255,15 +267,24 @@ def _wrong_shapes(mappings: list[KeyMapping], found: list[Tensor], own: Tensor) 
     return wrong
 
 
-def _window_size(table: Tensor) -> int:
-    """Side M of the window of a bias table with `(2M-1)^2` rows."""
-    return (math.isqrt(len(table)) + 1) // 2
+def _stage_of(name: str, backbone: nn.Module) -> BasicLayer | None:
+    """The stage of a parameter of a Swin backbone."""
+    stage = re.match(r"layers\.(\d+)\.", _official(name))
+    return cast(BasicLayer, backbone.layers[int(stage[1])]) if stage and isinstance(backbone, SwinTransformer) else None
 
 
-def _map_side(name: str, backbone: nn.Module, default: int) -> int:
-    """Side of the feature map at `img_size` in the stage of an official parameter, if it is a Swin backbone."""
-    stage = re.match(r"layers\.(\d+)\.", name)
-    return backbone.stage_size(int(stage[1])) if stage and isinstance(backbone, SwinTransformer) else default
+def _clamped_window(
+    name: str, backbone: nn.Module, window: tuple[int, int], at_least: tuple[int, int] = (1, 1)
+) -> tuple[int, int]:
+    """Window clamped to the feature map at `img_size` in the stage of a parameter, but not below `at_least`."""
+    size = cast(SwinTransformer, backbone).stage_size(int(_official(name).split(".")[1]))
+    h, w = (min(M, max(old, n)) for M, old, n in zip(window, at_least, size, strict=True))
+    return h, w
+
+
+def _show(window: tuple[int, int]) -> str:
+    h, w = window
+    return str(h) if h == w else f"{h}x{w}"
 
 
 # export
@@ -280,23 +301,27 @@ def _export_format(model: nn.Module, target: str) -> Format:
 
 def _crop_bias_table(name: str, value: Tensor, backbone: SwinTransformer) -> Tensor:
     """Crop a bias table to the window clamped to the feature map of its stage; other parameters are unchanged."""
-    if not name.endswith("relative_position_bias_table"):
+    layer = _stage_of(name, backbone)
+    if layer is None or not name.endswith("relative_position_bias_table"):
         return value
-    return centre_bias_table(value, min(_window_size(value), _map_side(name, backbone, _window_size(value))))
+    return centre_bias_table(value, layer.window_size, _clamped_window(name, backbone, layer.window_size))
 
 
 def _warn_about_padding(backbone: SwinTransformer, layout: Format, target: str) -> None:
     """Other projects let tokens attend to the padding of a window, or do not support padding."""
     clamps = layout in (formats.OFFICIAL, formats.TIMM, formats.TRANSFORMERS_V2)  # windows larger than the map
-    sides = [backbone.stage_size(stage) for stage in range(len(backbone.layers))]
     window = cast(BasicLayer, backbone.layers[0]).window_size
-    if padded := [side for side in sides if side % window and not (clamps and side < window)]:
+    sizes = [backbone.stage_size(stage) for stage in range(len(backbone.layers))]
+    padded = [
+        size for size in sizes if any(n % M and not (clamps and n < M) for n, M in zip(size, window, strict=True))
+    ]
+    if padded:
         log.warning(
             "%s attends to padding or fails: its outputs will differ, since feature maps of side %s are not a multiple "
-            "of the window size %d",
+            "of the window size %s",
             target,
-            ", ".join(map(str, padded)),
-            window,
+            ", ".join(map(_show, padded)),
+            _show(window),
         )
 
 
@@ -305,12 +330,12 @@ def _torchvision_buffers(backbone: SwinTransformer) -> StateDict:
     buffers, same = {}, True
     for name, module in backbone.named_modules():
         if isinstance(module, WindowAttention):
-            side = 2 * module.window_size - 1
-            buffers[f"{name}.relative_position_index"] = module.relative_position_index.flatten().clone()
+            M_h, M_w = module.window_size
+            buffers[f"{name}.relative_position_index"] = relative_position_index(module.window_size).flatten()
             if isinstance(module, WindowAttentionV2):
                 coords = log_spaced_coords(module.window_size, module.window_size)
-                buffers[f"{name}.relative_coords_table"] = coords.view(1, side, side, 2)
-                same = same and torch.allclose(coords, module.relative_coords_table.float().cpu())
+                buffers[f"{name}.relative_coords_table"] = coords.view(1, 2 * M_h - 1, 2 * M_w - 1, 2)
+                same = same and module.trained_window == module.window_size
     if not same:
         log.warning("torchvision has no pretrained_window_sizes: its position bias and outputs will differ")
     return {formats.TORCHVISION.map_key(name, 0)[0].key: value for name, value in buffers.items()}

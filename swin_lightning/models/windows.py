@@ -9,7 +9,23 @@ N = h*w tokens per window, nW windows per image.
 import torch
 from torch import Tensor
 
+from swin_lightning.errors import UserError
+
 PAD = -1  # region of padding tokens
+
+Size = int | tuple[int, int]  # of a square, or height and width
+
+
+def to_pair(size: int | tuple[int, ...], name: str) -> tuple[int, int]:
+    """Height and width of a size that may be given as one number.
+
+    Raises:
+        UserError: If it is neither a positive integer nor two of them; `name` is that of the argument.
+    """
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+        raise UserError(f"{name} {size!r} must be a positive integer, or height and width as two of them")
+    return pair
 
 
 def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
@@ -34,43 +50,62 @@ def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, in
     return x.reshape(-1, H, W, windows.shape[-1])  # B, H, W, C
 
 
-def relative_position_index(window_size: int) -> Tensor:
+def relative_position_index(window_size: Size) -> Tensor:
     """Row of the relative position bias table for each pair of tokens in an M x M window.
 
     The offsets dy and dx between two tokens each lie in [-(M-1), M-1]. Shifted to start at zero, they are the two
     digits of a number in base 2M-1, so that the offsets (2, 1) and (1, 2) get different rows.
 
     Args:
-        window_size: Side M of the window.
+        window_size: Side M of the window, or its height and width.
 
     Returns:
-        `M*M, M*M` int64 with values in [0, (2M-1)^2). Source: paper section 3.2, "Relative position bias".
+        `N, N` int64 with values in [0, (2M-1)^2). Source: paper section 3.2, "Relative position bias".
     """
-    M = window_size
-    axis = torch.arange(M)
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    h, w = to_pair(window_size, "window_size")
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     y, x = y.flatten(), x.flatten()
-    dy = y[:, None] - y[None, :] + M - 1  # M*M, M*M
-    dx = x[:, None] - x[None, :] + M - 1
-    return dy * (2 * M - 1) + dx
+    dy = y[:, None] - y[None, :] + h - 1  # N, N
+    dx = x[:, None] - x[None, :] + w - 1
+    return dy * (2 * w - 1) + dx
 
 
-def fit_window(size: tuple[int, int], window_size: int, shift: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def gather_position_bias(table: Tensor, window_size: tuple[int, int], window: tuple[int, int]) -> Tensor:
+    """Relative position bias of each pair of tokens in a window: `table[relative_position_index(window_size)]`.
+
+    Computed as a sliding window over the table, which needs no index: for a query at (y, x), the offsets to all keys
+    are a rectangle of the table. A clamped window uses the offsets in the centre of the table.
+
+    Args:
+        table: Bias of every offset in a full window, `(2M-1)^2, nH`.
+        window_size: Height and width of a full window in tokens.
+        window: Height and width `(h, w)` of the window, not larger than a full window.
+
+    Returns:
+        `nH, N, N` with N = h*w.
+    """
+    (M_h, M_w), (h, w) = window_size, window
+    grid = table.T.reshape(-1, 2 * M_h - 1, 2 * M_w - 1)[:, M_h - h : M_h + h - 1, M_w - w : M_w + w - 1]
+    bias = grid.unfold(1, h, 1).unfold(2, w, 1)  # nH, h, w, h, w: query, and key in reverse order
+    return bias.reshape(-1, h * w, h * w).flip(2)
+
+
+def fit_window(size: tuple[int, int], window_size: Size, shift: Size) -> tuple[tuple[int, int], tuple[int, int]]:
     """Clamp window size and shift to a feature map, independently per axis.
 
     Along an axis that is not longer than the window there is a single window, clamped to the map, and no shift.
 
     Args:
         size: Feature map size `(H, W)`.
-        window_size: Side of a full window in tokens.
-        shift: Shift of a full window in tokens.
+        window_size: Side of a full window in tokens, or its height and width.
+        shift: Shift of a full window in tokens, or one per axis.
 
     Returns:
         The window `(h, w)` and the shift `(sy, sx)`.
     """
-    window = (min(window_size, size[0]), min(window_size, size[1]))
-    shifts = (shift if size[0] > window_size else 0, shift if size[1] > window_size else 0)
-    return window, shifts
+    (H, W), (M_h, M_w) = size, to_pair(window_size, "window_size")
+    sy, sx = (shift, shift) if isinstance(shift, int) else shift
+    return (min(M_h, H), min(M_w, W)), (sy if M_h < H else 0, sx if M_w < W else 0)
 
 
 def padded_size(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
@@ -110,8 +145,14 @@ def shifted_window_mask(
 
 
 def repeat_for_batch(attn_bias: Tensor, num_windows: int) -> Tensor:
-    """Repeat the attention bias of one image for the whole batch: `1 or nW, ...` -> `1 or B*nW, ...`."""
-    return attn_bias if len(attn_bias) in (1, num_windows) else attn_bias.repeat(num_windows // len(attn_bias), 1, 1, 1)
+    """Repeat the attention bias of one image for the whole batch: `1 or nW, ...` -> `1 or B*nW, ...`.
+
+    The same operations for every batch size, so that a trace of one image is valid for others.
+    """
+    if attn_bias.shape[0] == 1:
+        return attn_bias
+    batch = num_windows // attn_bias.shape[0]
+    return attn_bias.expand(batch, *attn_bias.shape).flatten(0, 1)  # a view if batch is 1
 
 
 def _axis_regions(n: int, n_padded: int, shift: int, device: torch.device | None) -> Tensor:

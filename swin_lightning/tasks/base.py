@@ -17,6 +17,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from swin_lightning.errors import UserError, summarize
+from swin_lightning.models.linear import use_onednn
 from swin_lightning.models.resize import BiasResize
 from swin_lightning.models.weights import HeadRows, load_weights
 from swin_lightning.optim import FactorLR, ScheduleName, lr_factor, parameter_groups, rescale_lr
@@ -153,6 +154,7 @@ class Task(LightningModule):
     def setup(self, stage: str) -> None:
         self.finish_init()
         self._freeze(strict=True)
+        use_onednn(self)
         if self.compile_backbone:
             mode = self.compile_backbone if isinstance(self.compile_backbone, str) else None
             # in place, which keeps parameter names; static shapes, since dynamic=True took >20 min to compile

@@ -69,7 +69,7 @@ def test_missing_project_is_import_error(own, tmp_path):
 def test_vit_has_the_nearest_number_of_macs(own, monkeypatch):
     fake_timm = SimpleNamespace(create_model=lambda name, num_classes: (name, num_classes))
     monkeypatch.setitem(sys.modules, "timm", fake_timm)
-    classifier = SimpleNamespace(backbone=SimpleNamespace(img_size=224), head=SimpleNamespace(out_features=7))
+    classifier = SimpleNamespace(backbone=SimpleNamespace(img_size=(224, 224)), head=SimpleNamespace(out_features=7))
     assert reference_models.build_vit(classifier, 4.5e9)[1] == ("vit_small_patch16_224", 7)
     assert reference_models.build_vit(classifier, 15.4e9)[1] == ("vit_base_patch16_224", 7)
     assert reference_models.build_vit(classifier, 9e9) is None  # none within a third

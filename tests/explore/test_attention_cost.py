@@ -11,7 +11,7 @@ def test_window_attention_scales_linearly_and_global_attention_quadratically():
     matrices = {side: 4e-6 * 3 * (side // 4) ** 4 for side in (56, 112)}  # float32, 3 heads
     assert megabytes["window"][112] / megabytes["window"][56] == pytest.approx(4, rel=0.1)
     assert all(megabytes["global"][side] > matrices[side] for side in matrices)
-    assert megabytes["global"][112] / megabytes["global"][56] > 9
+    assert megabytes["global"][112] / megabytes["global"][56] > 8
     assert (costs["milliseconds"] > 0).all()
 
 

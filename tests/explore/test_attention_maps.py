@@ -43,8 +43,8 @@ def attention_of(block, x):
 def by_definition(block, x):
     """Attention between all tokens of the map in image coordinates, `nH, H, W, H, W`."""
     _, H, W, C = x.shape
-    attn, s = block.attn, block.shift_size
-    sy, sx = (s if H > M else 0), (s if W > M else 0)
+    attn, (sy, sx) = block.attn, block.shift_size
+    sy, sx = (sy if H > M else 0), (sx if W > M else 0)
     h, w = min(M, H), min(M, W)
     tokens = (x if isinstance(block, SwinTransformerBlockV2) else block.norm1(x)).view(1, H * W, C)
     q, k, _ = attn.project_qkv(tokens)

@@ -18,7 +18,6 @@ from swin_lightning.models.registry import (
     model_info,
     register_model,
 )
-from swin_lightning.models.swin_v2 import WindowAttentionV2
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def test_registered_model_is_exported_with_its_image_size(name):
         backbone = info.builder()
     assert type(backbone) is inspect.signature(info.builder).return_annotation
     assert isinstance(backbone, models.SwinTransformerV2) == name.startswith("swinv2")
-    assert (backbone.img_size, backbone.num_classes) == (info.image_size, 0)
+    assert (backbone.img_size, backbone.num_classes) == ((info.image_size, info.image_size), 0)
 
 
 def test_every_exported_builder_is_registered():
@@ -125,10 +124,9 @@ def test_model_by_name_in_configuration(name):
             parser.parse_args([key, option])
 
 
-def test_fine_tuned_models_have_pretrained_window_sizes(monkeypatch):
-    trained = []
-    monkeypatch.setattr(WindowAttentionV2, "set_trained_window", lambda self, window: trained.append(window))
+def test_fine_tuned_models_have_pretrained_window_sizes():
     with torch.device("meta"):
         model = models.swinv2_base_patch4_window12to16_192to256()
-    assert [layer.blocks[0].attn.window_size for layer in model.layers] == [16] * 4
-    assert trained[-24:] == [12] * 22 + [6] * 2
+    attentions = [layer.blocks[0].attn for layer in model.layers]
+    assert [attn.window_size for attn in attentions] == [(16, 16)] * 4
+    assert [attn.trained_window for attn in attentions] == [(12, 12)] * 3 + [(6, 6)]

@@ -10,8 +10,9 @@ from torch.overrides import TorchFunctionMode
 
 from swin_lightning.errors import UserError
 from swin_lightning.models import SwinTransformer
+from swin_lightning.models.attention import WindowAttention
 from swin_lightning.models.layers import Mlp
-from swin_lightning.models.swin import BasicLayer, WindowAttention
+from swin_lightning.models.swin import BasicLayer
 from swin_lightning.models.swin_v2 import WindowAttentionV2
 from swin_lightning.models.windows import fit_window, padded_size, shifted_window_mask, window_partition
 from tests.support.golden import formula_input, formula_parameters, load_golden, randomize
@@ -59,7 +60,7 @@ def regions(size, window, shift):
 
 def attend_by_region(attn, x, shift):
     """x: B, H, W, C. The bias of an offset (dy, dx) of query minus key is row (dy + M - 1)(2M - 1) + dx + M - 1."""
-    M, C, out = attn.window_size, x.shape[-1], torch.empty_like(x)
+    M, C, out = attn.window_size[0], x.shape[-1], torch.empty_like(x)
     for ys, xs in regions(x.shape[1:3], M, shift):
         region = x[:, ys, xs]
         h, w = region.shape[1:3]
@@ -254,7 +255,7 @@ def test_other_input_sizes_do_not_modify_the_model(size):
     assert model(torch.randn(2, 3, *size)).isfinite().all()
     assert torch.equal(model(images), before)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert all(block.window_size == 4 for layer in model.layers for block in layer.blocks)
+    assert all(block.window_size == (4, 4) for layer in model.layers for block in layer.blocks)
 
 
 def test_images_are_zero_padded_to_the_patch_size():

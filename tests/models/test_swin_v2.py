@@ -26,7 +26,7 @@ def attention(window_size: int = 4, **kwargs: object) -> WindowAttentionV2:
 def reference(module: WindowAttentionV2, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Attention weights by equation 2 of the paper in float64, one pair of tokens at a time."""
     w = {name: p.double() for name, p in module.named_parameters()}
-    M = module.window_size
+    M = module.window_size[0]
     q, k, _ = (x.double() @ w["qkv.weight"].T).split(24, dim=-1)
     q = q + w["q_bias"]
     rows = torch.empty(len(x), 3, M * M, M * M, dtype=torch.float64)
@@ -112,11 +112,13 @@ def test_coordinates_are_normalised_by_the_pretrained_window():
 def test_pretrained_window_is_clamped_to_the_feature_map():
     """At 64 pixels feature maps have sides 16 and 8; with window 16, weights are trained with windows 16 and 8."""
     model = SwinTransformerV2(**{**SMALL, "window_size": 16})
-    table = model.layers[1].blocks[0].attn.relative_coords_table.view(31, 31, 2)
-    torch.testing.assert_close(table[8:23, 8:23], log_spaced_coords(8, 8).view(15, 15, 2))
+    assert [layer.blocks[0].attn.trained_window for layer in model.layers] == [(16, 16), (8, 8)]
     model = SwinTransformerV2(**{**SMALL, "window_size": 16}, pretrained_window_sizes=(12, 6))
-    for layer, trained in zip(model.layers, (12, 6), strict=True):
-        torch.testing.assert_close(layer.blocks[1].attn.relative_coords_table, log_spaced_coords(16, trained))
+    assert [layer.blocks[1].attn.trained_window for layer in model.layers] == [(12, 12), (6, 6)]
+    module = attention(4)
+    before = module.bias_table()
+    module.trained_window = (8, 8)
+    assert not torch.allclose(module.bias_table(), before)
     assert not [name for name in model.state_dict() if "coords" in name or "index" in name]
 
 

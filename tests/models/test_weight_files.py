@@ -49,8 +49,8 @@ def test_files_without_parameters(tmp_path):
     with pytest.raises(UserError, match=r"list.pth' contains a list instead of a dict of parameters"):
         read_checkpoint(tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "none.pth")
-    with pytest.raises(UserError, match=r"none.pth' contains no parameters"):
-        read_parameters(tmp_path / "none.pth", own=[])
+    with pytest.raises(UserError, match=r"none.pth' contains no parameters; it has epoch"):
+        read_parameters(tmp_path / "none.pth", own={})
     with pytest.raises(UserError, match=r"absent.pth': no such file"):
         read_checkpoint(tmp_path / "absent.pth")
 
@@ -122,13 +122,10 @@ def test_other_parts_of_a_task_are_ignored(tmp_path, caplog):
     )
 
 
-@pytest.mark.parametrize("prefix", ["net.", "backbone.extra."])
-def test_lightning_checkpoints_are_strict_otherwise(prefix, tmp_path):
-    state = {f"{prefix}{key}": value for key, value in export_weights(small_classifier(), "official").items()}
-    if prefix.startswith("backbone"):
-        state |= small_classifier().state_dict()
-    path = lightning_checkpoint(tmp_path / "last.ckpt", state)
-    with pytest.raises(UserError, match=rf"do not match the model: .*unexpected {prefix}patch_embed"):
+def test_lightning_checkpoints_are_strict_otherwise(tmp_path):
+    state = {f"backbone.extra.{key}": value for key, value in export_weights(small_classifier(), "official").items()}
+    path = lightning_checkpoint(tmp_path / "last.ckpt", state | small_classifier().state_dict())
+    with pytest.raises(UserError, match=r"do not match the model: .*unexpected backbone.extra.patch_embed"):
         small_classifier(weights=path)
 
 
@@ -136,3 +133,26 @@ def test_other_parts_in_a_weights_file_are_an_error(tmp_path):
     torch.save({**small_classifier().state_dict(), "loss.weight": torch.ones(10)}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"do not match the model: unexpected loss.weight"):
         small_classifier(weights=tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{}", "it has no weight_map"),
+        ("[1", "it has no weight_map"),
+        ('{"weight_map": {"a": "../w.pth"}}', "names '../w.pth', which is not a file of weights in its folder"),
+        ('{"weight_map": {"a": "x.index.json"}}', "names 'x.index.json'"),
+        ('{"weight_map": {"a": "absent.safetensors"}}', "absent.safetensors': no such file"),
+    ],
+)
+def test_invalid_index_of_shards(index, message, tmp_path):
+    (tmp_path / "x.index.json").write_text(index)
+    with pytest.raises(UserError, match=message):
+        read_checkpoint(tmp_path / "x.index.json")
+
+
+def test_keys_outside_of_the_prefix_do_not_hide_those_inside(tmp_path):
+    model = small_classifier()
+    state = {f"model.{key}": value for key, value in export_weights(model, "official").items()}
+    torch.save({"state_dict": {**state, "head.weight": torch.zeros(10, 48)}}, tmp_path / "w.ckpt")
+    assert torch.equal(small_classifier(weights=tmp_path / "w.ckpt").head.weight, model.head.weight)
