@@ -107,20 +107,21 @@ class ImageFolder(ImageDataModule):
             steps=size // (batch_size * world_size * accumulate) * accumulate,
             epoch=lambda: trainer.current_epoch if trainer is not None else 0,
             batch_size=batch_size,
-            num_workers=min(self.workers(), shards),
             pin_memory=torch.cuda.is_available(),
+            **stream.worker_options(min(self.workers(), shards)),
         )
         loader.start_batch = self._batches_done(len(loader))
         return loader
 
     def eval_dataloader(self, split: str) -> DataLoader[Any]:
-        if not isinstance(self.sources[split], StreamReader):
+        stream = self.sources[split]
+        if not isinstance(stream, StreamReader):
             return super().eval_dataloader(split)
         return DataLoader(
             self._stream_dataset(split),
             batch_size=self.eval_batch_size or self.micro_batch_size(),
-            num_workers=min(self.workers(), 1),
             pin_memory=torch.cuda.is_available(),
+            **stream.worker_options(min(self.workers(), 1)),
         )
 
     # helpers

@@ -18,6 +18,7 @@ What holds for a stream:
 import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -57,6 +58,14 @@ class StreamReader:
         self.rows = rows.cast_column(self.columns.image, datasets.Image(decode=False))
         info = (rows.info.splits or {}).get(name)
         self.size: int | None = info.num_examples if info is not None and info.num_examples else None
+
+    def worker_options(self, workers: int) -> dict[str, Any]:
+        """Arguments of a DataLoader for its workers: those that read from a network are not forked.
+
+        fsspec sends its requests from a thread, which a forked process does not have, so that it may wait for ever.
+        """
+        local = Path(self.path.removeprefix("file://")).exists()
+        return {"num_workers": workers, "multiprocessing_context": "spawn" if workers and not local else None}
 
     def name(self, index: int) -> str:
         return f"{self.path}, the image with CRC-32 {index:08x}"

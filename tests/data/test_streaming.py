@@ -120,6 +120,7 @@ def test_parquet_files_and_tar_shards_stream_from_urls(parquet, tmp_path):
         assert read_url(f"{server.url}/tars", 16) == list(range(16))
 
 
+@pytest.mark.slow  # spawns four workers
 def test_ranks_and_workers_share_a_stream_from_a_url(parquet):
     """Two ranks with two workers each: every image is read once."""
     seen = []
@@ -136,9 +137,22 @@ def test_ranks_and_workers_share_a_stream_from_a_url(parquet):
             )
             data.sources["train"] = data.load("train")
             loader = data.train_dataloader()
-            assert loader.num_workers == 2
+            assert loader.num_workers == 2 and loader.multiprocessing_context.get_start_method() == "spawn"
             seen += [value for batch in loader for value in values(batch)]
     assert sorted(seen) == list(range(32))
+
+
+def test_workers_are_forked_for_local_files_only(parquet):
+    for path, start in ((f"file://{parquet}", None), (str(parquet), None)):
+        data = ImageFolder(path, stream_size=32, num_workers=1, **OPTIONS)
+        data.sources = {split: data.load(split) for split in ("train", "val")}
+        for loader in (data.train_dataloader(), data.val_dataloader()):
+            assert loader.num_workers == 1 and loader.multiprocessing_context is start
+    with Server() as server:
+        server.add(parquet, "/set")
+        stream = ImageFolder(f"{server.url}/set", stream_size=32, **OPTIONS).load("train")
+        assert stream.worker_options(2) == {"num_workers": 2, "multiprocessing_context": "spawn"}
+        assert stream.worker_options(0)["multiprocessing_context"] is None
 
 
 def test_truncated_shard_is_an_error_with_the_url(tmp_path):
