@@ -15,6 +15,14 @@ from tests.support.faults import inject
 from tests.support.training import Scores, fit_scores, load
 
 
+@pytest.fixture(autouse=True)
+def hangup_is_not_ignored():
+    """As it is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 class SendAt(Callback):
     """Sends a signal to this process in a hook, at a step."""
 

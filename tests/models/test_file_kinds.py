@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -62,7 +63,8 @@ for target in ("official", "timm", "torchvision", "transformers", "transformers4
 def _(model, folder):
     config = type("CfgNode", (dict,), {"__module__": "yacs.config"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(__import__("sys").modules, "yacs.config", argparse.Namespace(CfgNode=config))
+        patch.setitem(sys.modules, "yacs", argparse.Namespace())
+        patch.setitem(sys.modules, "yacs.config", argparse.Namespace(CfgNode=config))
         return save({"model": exported(model, "official"), "config": config(lr=1)}, folder / "ckpt_epoch_300.pth")
 
 
