@@ -40,6 +40,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            UserError: If it cannot be written; the message says whether the previous one is kept.
+        """
         if "://" in str(path):  # object stores show a file only when it is complete
             return super().save_checkpoint(checkpoint, path, storage_options)
         target = Path(path)
@@ -237,7 +242,7 @@ class LastCheckpoint(CheckpointCallback):
         self._batches = 0  # of the epoch, before the current optimizer step
         self._has_gradients = False
         self._updating = False  # weights, averages and counters do not belong to the same step
-        self._consistent = threading.Lock()  # held in an update, and while another thread saves
+        self._consistent: Any = None  # lock, held in an update and while another thread saves; see setup
 
     @property
     def between_steps(self) -> bool:
@@ -251,6 +256,7 @@ class LastCheckpoint(CheckpointCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         use_atomic_io(trainer)
+        self._consistent, self._updating = threading.Lock(), False  # not in __init__: ddp_spawn pickles callbacks
         self.dirpath = self.dirpath or os.path.join(trainer.default_root_dir, "checkpoints")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -308,7 +314,7 @@ class LastCheckpoint(CheckpointCallback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the current state, so that `--ckpt_path last` continues after a signal or an error, and say how."""
-        if trainer.state.fn != "fit":
+        if trainer.state.fn != "fit" or not trainer.global_step:
             return
         try:
             agreed = isinstance(exception, SystemExit)  # all ranks raise it before the same step, see shutdown.py
@@ -323,7 +329,7 @@ class LastCheckpoint(CheckpointCallback):
 
         Nothing is saved if the main thread is updating the weights.
         """
-        if trainer.state.fn == "fit" and self._consistent.acquire(timeout=1.0):
+        if trainer.state.fn == "fit" and trainer.global_step and self._consistent.acquire(timeout=1.0):
             try:
                 self._save_interrupted(trainer)
             finally:
@@ -331,7 +337,7 @@ class LastCheckpoint(CheckpointCallback):
 
     def _save_interrupted(self, trainer: Trainer) -> None:
         """Save the state before the current step, without a collective operation if each rank holds the whole model."""
-        if trainer.global_step == 0 or trainer.sanity_checking or self._saved_step == trainer.global_step:
+        if trainer.sanity_checking or self._saved_step == trainer.global_step:
             return
         loop = trainer.fit_loop
         batches: Any = loop.epoch_loop.batch_progress
@@ -355,7 +361,7 @@ class LastCheckpoint(CheckpointCallback):
                 self._save(trainer)
 
     def _say_how_to_resume(self, trainer: Trainer) -> None:
-        if not trainer.is_global_zero or not trainer.global_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         where = "no checkpoint was written"
         if self._saved_step > 0 and self.path.is_file():

@@ -106,6 +106,7 @@ class CLI(LightningCLI):
         self.ckpt_path, options.ckpt_path = options.ckpt_path, None
 
     def before_instantiate_classes(self) -> None:
+        """Take the model from the checkpoint, keep the configuration, then set the paths of this run."""
         options = self.config[self.subcommand]
         self.checkpoint_classes = None
         if self.ckpt_path is not None:
@@ -198,6 +199,7 @@ class CLI(LightningCLI):
             )
 
     def after_fit(self) -> None:
+        """Test the best checkpoint, or the last weights if there is none."""
         if not self.config_init.fit.test_after_fit:
             return
         if type(self.model).test_step is LightningModule.test_step:

@@ -50,6 +50,7 @@ class NonFinite(Callback):
         self._finite = finite if self._finite is None else self._finite & finite
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Check losses and gradients of the step, and raise or drop the gradients."""
         self._raise_pending()
         loss_finite = torch.tensor(True) if self._finite is None else self._finite
         step = Step(trainer.global_step + 1, trainer.current_epoch + 1, self._indices)

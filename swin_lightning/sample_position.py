@@ -31,6 +31,7 @@ class SamplePosition(Callback):
             }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Convert Lightning's counts of batches, before the Trainer restores them, to batches of this run."""
         saved, per_batch = checkpoint.get(KEY), samples_per_batch(trainer)
         if trainer.state.fn != "fit" or not saved or not per_batch:
             return

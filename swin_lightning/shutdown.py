@@ -50,12 +50,12 @@ class RankError(RuntimeError):
 
 
 @contextmanager
-def raise_on_signals(handler: Callable[[int, Any], None] | None = None) -> Iterator[None]:
-    """Handle SIGINT, SIGTERM and SIGHUP in this block; by default they raise `Interrupted`.
+def raise_on_signals() -> Iterator[None]:
+    """Raise `Interrupted` on SIGINT, SIGTERM and SIGHUP in this block.
 
     A signal that is ignored stays ignored, such as SIGHUP under `nohup`. Nothing is done outside of the main thread.
     """
-    before = _handle(handler or _raise)
+    before = _handle(_raise)
     try:
         yield
     finally:
@@ -79,8 +79,7 @@ class Shutdown(Callback):
         self._stop_at: int | None = None  # optimizer step at which all ranks stop
         self._ending = False  # an exception was raised
         self._channel: RankChannel | None = None
-        self._watcher: threading.Thread | None = None
-        self._done = threading.Event()
+        self._done: threading.Event | None = None  # ends the watcher; ddp_spawn pickles callbacks, and not events
         self._before: dict[int, Any] = {}  # handlers to be restored
         self._wakeup: socket.socket | None = None  # gets the numbers of signals
         self._last: LastCheckpoint | None = None
@@ -91,12 +90,10 @@ class Shutdown(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
         self._last = next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
-        self._done.clear()
+        self._stop_at, self._ending, self._done = None, False, threading.Event()
         if trainer.world_size > 1:
             self._channel = RankChannel.open(trainer)
-            self._ending = False
-            self._watcher = threading.Thread(target=self._watch, daemon=True, name="shutdown")
-            self._watcher.start()
+            threading.Thread(target=self._watch, args=(self._done,), daemon=True, name="shutdown").start()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._finish()
@@ -119,12 +116,15 @@ class Shutdown(Callback):
         self._take_over()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Stop after a signal, all ranks before the same optimizer step.
+
+        Rank 0 chooses the step after the current one: the others cannot finish the current one without rank 0, and
+        rank 0 begins it when the choice can be read.
+        """
         if self._channel is None:
             if self._signal is not None and self._consistent():
                 self._raise()
             return
-        # All ranks stop before the same optimizer step. Rank 0 chooses the step after the current one: the others
-        # cannot finish the current one without rank 0, and rank 0 begins it when the choice can be read.
         step = trainer.global_step
         if trainer.is_global_zero:
             if self._signal is not None and self._stop_at is None:
@@ -160,7 +160,7 @@ class Shutdown(Callback):
             elif failure is not None and failure["rank"] != 0:
                 exception.__cause__ = _as_error(failure)
             return
-        self._done.set()
+        self._stop_watching()
         if failure is None:
             self._channel.wait_for_rank_zero(GRACE)
             self._leave(128 + (self._signal or signal.SIGTERM))
@@ -183,16 +183,12 @@ class Shutdown(Callback):
 
     def _on_signal(self, signum: int, frame: Any) -> None:
         if self._signal is None:
-            self._signal, self._requested_at = signum, time.monotonic()
+            self._request(signum, time.monotonic())
             if self._channel is None and self._consistent():
                 self._raise()
-        elif (
-            signum == self._signal
-            and time.monotonic() - self._requested_at > REPEATED
-            and (
-                signum == signal.SIGINT or not self._ending  # launchers send SIGTERM again
-            )
-        ):
+            return
+        repeated = signum == self._signal and time.monotonic() - self._requested_at > REPEATED
+        if repeated and (signum == signal.SIGINT or not self._ending):  # launchers send SIGTERM again
             self._raise()
 
     def _raise(self) -> None:
@@ -208,29 +204,36 @@ class Shutdown(Callback):
         if self._signal is not None and (self._channel is None or is_replicated(trainer)):
             self._raise()
 
+    def _stop_watching(self) -> None:
+        if self._done is not None:
+            self._done.set()
+
     def _finish(self) -> None:
-        self._done.set()
+        self._stop_watching()
         if self._wakeup is not None and threading.current_thread() is threading.main_thread():
             os.close(signal.set_wakeup_fd(-1))
             self._wakeup = None
         _restore(self._before)
         self._before = {}
 
-    def _watch(self) -> None:
-        """Pass requests between the ranks, and end this rank if its main thread does not."""
+    def _watch(self, done: threading.Event) -> None:
+        """Pass requests between the ranks, and end this rank if its main thread does not.
+
+        Args:
+            done: Set when the Trainer has finished.
+        """
         trainer, channel = self._trainer, self._channel
         assert trainer is not None and channel is not None
         sent, failure, since, alone_since = False, None, 0.0, 0.0
-        while not self._done.wait(0.2):
+        while not done.wait(0.2):
             now = time.monotonic()
-            if self._signal is None:
-                self._signal, self._requested_at = self._received(), now
+            self._request(self._received(), now)
             try:
                 if self._signal is not None and not sent:
                     channel.set("signal", str(self._signal))
                     sent = True
                 elif self._signal is None and (value := channel.get("signal")):
-                    self._signal = int(value)
+                    self._request(int(value), now)
                 if failure is None and (failure := channel.failure()) is not None:
                     since = now
             except RuntimeError:  # rank 0 has ended
@@ -243,6 +246,11 @@ class Shutdown(Callback):
                 self._end(trainer, f"error: {failure['text']}", int(failure["code"]))
             elif self._signal is not None and now - self._requested_at > GRACE:
                 self._end(trainer, f"{signal.Signals(self._signal).name}: a rank is stuck", 128 + self._signal)
+
+    def _request(self, signum: int | None, now: float) -> None:
+        """Stop the run by a signal, unless it is being stopped already."""
+        if signum is not None and self._signal is None:
+            self._signal, self._requested_at = signum, now
 
     def _received(self) -> int | None:
         """The first of `SIGNALS` that this process has received, None if there is none."""
@@ -286,10 +294,7 @@ class RankChannel:
         host, timeout = os.environ.get("MASTER_ADDR", "127.0.0.1"), timedelta(seconds=60)
         store = None
         if trainer.is_global_zero:
-            with socket.socket() as free:
-                free.bind(("", 0))
-                port = free.getsockname()[1]
-            store = TCPStore(host, port, is_master=True, timeout=timeout, wait_for_workers=False)
+            store = TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False)  # on any free port
         try:
             port = trainer.strategy.broadcast(store.port if store is not None else 0)
         except RuntimeError as error:

@@ -1,6 +1,7 @@
 """Signals and errors: every rank ends, `last.ckpt` is written, exit codes."""
 
 import os
+import pickle
 import signal
 import time
 
@@ -8,7 +9,10 @@ import pytest
 from lightning import Callback
 
 from swin_lightning import shutdown
+from swin_lightning.checkpointing import Checkpoint
 from swin_lightning.cli import main
+from swin_lightning.ema import EMA
+from swin_lightning.non_finite import NonFinite
 from swin_lightning.shutdown import Interrupted, Shutdown, raise_on_signals
 from tests.support.cli import DIGITS, SHORT
 from tests.support.faults import inject
@@ -92,6 +96,11 @@ def test_ignored_signals_stay_ignored():
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("callback", [Shutdown(), Checkpoint(), Checkpoint().last, NonFinite(), EMA(0.9)])
+def test_callbacks_can_be_pickled_for_spawned_ranks(callback):
+    assert type(pickle.loads(pickle.dumps(callback))) is type(callback)
 
 
 def test_error_of_rank_1_ends_both_ranks_with_its_message(tmp_path):

@@ -80,7 +80,7 @@ def inject(folder, *options, fault="error", rank=0, step=5, devices=2, send=None
     process = subprocess.Popen(
         [*command, *options],
         **{"cwd": folder, "env": variables, "start_new_session": True},
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "preexec_fn": default_signals},
     )
     try:
         while fault and not (folder / "fault").exists() and process.poll() is None:
@@ -96,6 +96,12 @@ def inject(folder, *options, fault="error", rank=0, step=5, devices=2, send=None
     finally:
         for pid in group(process.pid):
             os.kill(int(pid), signal.SIGKILL)
+
+
+def default_signals():
+    """As in a terminal: background jobs and nohup ignore signals, and their processes inherit it."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def group(session):
