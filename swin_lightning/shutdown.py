@@ -80,6 +80,7 @@ class Shutdown(Callback):
         self._ending = False  # an exception was raised
         self._channel: RankChannel | None = None
         self._done: threading.Event | None = None  # ends the watcher; ddp_spawn pickles callbacks, and not events
+        self._watcher: threading.Thread | None = None
         self._before: dict[int, Any] = {}  # handlers to be restored
         self._wakeup: socket.socket | None = None  # gets the numbers of signals
         self._last: LastCheckpoint | None = None
@@ -93,7 +94,8 @@ class Shutdown(Callback):
         self._stop_at, self._ending, self._done = None, False, threading.Event()
         if trainer.world_size > 1:
             self._channel = RankChannel.open(trainer)
-            threading.Thread(target=self._watch, args=(self._done,), daemon=True, name="shutdown").start()
+            self._watcher = threading.Thread(target=self._watch, args=(self._done,), daemon=True, name="shutdown")
+            self._watcher.start()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._finish()
@@ -154,7 +156,7 @@ class Shutdown(Callback):
             failure = _describe(exception, trainer.global_rank)
             failure = self._channel.report(failure)
         if trainer.is_global_zero:
-            atexit.register(self._channel.release)
+            atexit.register(self._release)  # until then the watcher ends this rank if its main thread is stuck
             if self._signal is not None and not isinstance(exception, Interrupted):
                 exception.__cause__ = Interrupted(self._signal)  # an error because another rank has stopped already
             elif failure is not None and failure["rank"] != 0:
@@ -204,9 +206,18 @@ class Shutdown(Callback):
         if self._signal is not None and (self._channel is None or is_replicated(trainer)):
             self._raise()
 
+    def _release(self) -> None:
+        if self._channel is not None:
+            self._channel.release()
+        self._stop_watching()
+
     def _stop_watching(self) -> None:
+        """End the watcher; Python would abort if it left a thread within the store behind."""
         if self._done is not None:
             self._done.set()
+        if self._watcher is not None:
+            self._watcher.join(timeout=5)
+            self._watcher = None
 
     def _finish(self) -> None:
         self._stop_watching()

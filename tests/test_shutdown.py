@@ -3,17 +3,20 @@
 import os
 import pickle
 import signal
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from lightning import Callback
+from torch.distributed import HashStore
 
 from swin_lightning import shutdown
 from swin_lightning.checkpointing import Checkpoint
 from swin_lightning.cli import main
 from swin_lightning.ema import EMA
 from swin_lightning.non_finite import NonFinite
-from swin_lightning.shutdown import Interrupted, Shutdown, raise_on_signals
+from swin_lightning.shutdown import Interrupted, RankChannel, Shutdown, raise_on_signals
 from tests.support.cli import DIGITS, SHORT
 from tests.support.faults import inject
 from tests.support.training import Scores, fit_scores, load
@@ -109,6 +112,22 @@ def test_error_of_rank_1_ends_both_ranks_with_its_message(tmp_path):
     assert "error: rank 1: cannot read image 7\n" in outcome.output
     assert outcome.output.count("resume with --ckpt_path") == 1 and "Traceback" not in outcome.output
     assert outcome.last["global_step"] == 5
+
+
+def test_watcher_has_ended_when_the_process_ends(monkeypatch):
+    """A thread that is in the store while Python exits makes it abort (SIGABRT in place of the exit code)."""
+    registered, store = [], HashStore()
+    monkeypatch.setattr(shutdown.atexit, "register", registered.append)
+    monkeypatch.setattr(RankChannel, "open", lambda trainer: RankChannel(store, others=0))
+    trainer = SimpleNamespace(world_size=2, is_global_zero=True, global_rank=0, checkpoint_callbacks=[])
+    callback = Shutdown()
+    callback.setup(trainer, None, "fit")
+    (watcher,) = (thread for thread in threading.enumerate() if thread.name == "shutdown")
+    callback.on_exception(trainer, None, Interrupted(signal.SIGTERM))
+    assert watcher.is_alive()
+    for function in registered:
+        function()
+    assert not watcher.is_alive() and store.get("released") == b"1"
 
 
 @pytest.mark.slow
