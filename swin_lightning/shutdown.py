@@ -252,10 +252,14 @@ class Shutdown(Callback):
                 if now - alone_since > FAILURE_GRACE:
                     self._leave(failure["code"] if failure else 1)
                 continue
-            grace = GRACE if self._ending else FAILURE_GRACE
-            if failure is not None and failure["rank"] != trainer.global_rank and now - since > grace:
+            extra = FAILURE_GRACE if self._ending else 0.0  # the main thread is saving
+            if (
+                failure is not None
+                and failure["rank"] != trainer.global_rank
+                and now - since > FAILURE_GRACE + 3 * extra
+            ):
                 self._end(trainer, f"error: {failure['text']}", int(failure["code"]))
-            elif self._signal is not None and now - self._requested_at > GRACE:
+            elif self._signal is not None and now - self._requested_at > GRACE + extra:
                 self._end(trainer, f"{signal.Signals(self._signal).name}: a rank is stuck", 128 + self._signal)
 
     def _request(self, signum: int | None, now: float) -> None:

@@ -175,7 +175,9 @@ def test_options_with_fsdp2_and_ddp_on_two_ranks():
     run_ranks("tests.support.ranks", "options", timeout=900)
     found = torch.load("results.pt", weights_only=True)
     for name, (ddp, fsdp2) in found.items():
-        assert largest(ddp["losses"], fsdp2["losses"]) < 1e-5, name
+        # weights of 8 bits are rounded differently where gradients are averaged before or after their sum
+        assert largest(ddp["losses"], fsdp2["losses"]) < (1e-3 if name == "bf16-true" else 1e-5), name
+        assert ddp["losses"][0] == pytest.approx(fsdp2["losses"][0], abs=1e-6), name
         assert ddp["val"] == pytest.approx(fsdp2["val"], abs=1e-5), name
         if name != "bf16-true":  # has 8 bits
             assert largest(ddp["norms"], fsdp2["norms"]) < 1e-5, name

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from lightning import Callback
+from lightning.pytorch.utilities import rank_zero_only
 
 SHAPES = [(1, 1), (2, 1), (3, 1), (1, 2), (1, 4), (2, 2)]  # ranks, accumulated batches
 STEPS = 20
@@ -36,6 +37,7 @@ def fork_ranks(function, ranks):
         if ranks > 1:
             address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             os.environ |= {**address, "LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(ranks)}
+            rank_zero_only.rank = rank  # Lightning has read the environment before the fork
         log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1), os.dup2(log, 2)
         code = 1
