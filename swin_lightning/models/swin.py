@@ -269,7 +269,7 @@ class SwinTransformer(nn.Module):
         """
         depths = [len(cast(BasicLayer, layer).blocks) for layer in self.layers]
         part = name.split(".")
-        if part[0] == "patch_embed":
+        if part[0] in ("patch_embed", "mask_token"):
             return 0
         if part[0] == "layers":
             block = int(part[3]) if part[2] == "blocks" else depths[int(part[1])] - 1
@@ -283,7 +283,10 @@ class SwinTransformer(nn.Module):
             images: Normalised images, `B, in_chans, height, width`.
             num_stages: Number of stages to compute; all by default.
         """
-        x = self.patch_embed(images)  # B, H, W, C
+        return self.forward_stages(self.patch_embed(images), num_stages)
+
+    def forward_stages(self, x: Tensor, num_stages: int | None = None) -> list[Tensor]:
+        """As `forward_intermediates`, from patch embeddings `B, H, W, C`, which masked image modelling replaces."""
         if self.absolute_pos_embed is not None:
             x = x + self.absolute_pos_embed.view(1, *x.shape[1:])
         x = self.pos_drop(x)

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
@@ -157,8 +158,9 @@ class Task(LightningModule):
         use_onednn(self)
         if self.compile_backbone:
             mode = self.compile_backbone if isinstance(self.compile_backbone, str) else None
-            # in place, which keeps parameter names; static shapes, since dynamic=True took >20 min to compile
-            self.backbone.compile(mode=mode, dynamic=False)
+            for module in self.compiled_modules():
+                # in place, which keeps parameter names; static shapes, since dynamic=True took >20 min to compile
+                module.compile(mode=mode, dynamic=False)
             self.compile_backbone = False
 
     def configure_model(self) -> None:
@@ -179,6 +181,23 @@ class Task(LightningModule):
         for a backbone that has no such elements, or that does not call them through `forward`.
         """
         return repeated_blocks(self.backbone)
+
+    def compiled_modules(self) -> list[nn.Module]:
+        """Modules that `compile` compiles. Override it for a task that does not call the backbone as a whole."""
+        return [self.backbone]
+
+    @property
+    def seed(self) -> int:
+        """Seed of random numbers that a task draws by itself: that of the data module, else `seed_everything`.
+
+        Draw them as a function of it, the epoch and `batch["index"]`, and they depend neither on the number of
+        processes nor on a resume.
+        """
+        try:
+            seed = getattr(getattr(self.trainer, "datamodule", None), "seed", None)
+        except RuntimeError:  # without a Trainer
+            seed = None
+        return seed if isinstance(seed, int) else int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     def train(self, mode: bool = True) -> "Task":
         super().train(mode)
