@@ -179,8 +179,9 @@ class WeightedMean(Metric):
             self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, total: Tensor, count: Tensor) -> None:
-        self.total += total
-        self.count += count
+        # not in place: `validate` leaves inference tensors, which `fit` could not change
+        self.total = self.total + total
+        self.count = self.count + count
 
     def compute(self) -> Tensor:
         return self.total / self.count.clamp(min=1)

@@ -1,5 +1,7 @@
 """SimMIM: masked image modelling, a pre-training without labels (Xie et al., 2022, arXiv:2111.09886)."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,7 +59,7 @@ class SimMIM(Task):
         if not 0 < mask_ratio < 1:
             raise UserError(f"model.mask_ratio {mask_ratio} must be between 0 and 1")
         if norm_target is not None and (norm_target < 3 or norm_target % 2 == 0):
-            raise UserError(f"model.norm_target {norm_target} must be odd and at least 3, the side of a square in pixels")
+            raise UserError(f"model.norm_target {norm_target} must be the odd side of a square, at least 3 pixels")
         self.mask_patch_size, self.mask_ratio, self.norm_target = mask_patch_size, mask_ratio, norm_target
         self.patch_size, self.stride = patch_size, patch_size << (len(backbone.layers) - 1)
         backbone.head = nn.Identity()
@@ -151,9 +153,9 @@ class SimMIM(Task):
         images, known = batch["image"], batch["index"] >= 0
         masks = self.masks(images, batch["index"], 0)
         losses = self.compute_loss(images, masks, self(images, masks))
-        metric = self.metrics[f"{split}/loss"]
+        metric = cast(WeightedMean, self.metrics[f"{split}/loss"])
         metric.update(losses.where(known, 0.0).sum(), known.sum())
-        self.log(f"{split}/loss", metric, prog_bar=True)  # type: ignore[arg-type]
+        self.log(f"{split}/loss", metric, prog_bar=True)
 
 
 def normalize_locally(images: Tensor, size: int) -> Tensor:
