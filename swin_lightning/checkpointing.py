@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from swin_lightning.checkpoint_files import verify
 from swin_lightning.errors import UserError
 from swin_lightning.monitors import DEFAULT_MONITOR, Mode, find_mode, is_written, not_logged, resolve_mode
+from swin_lightning.ranges import NonNegative, NonNegativeInt, PositiveInt, Range, check_arguments
 
 log = logging.getLogger(__name__)
 
@@ -122,12 +123,13 @@ class Checkpoint(ModelCheckpoint):
         self,
         monitor: str = DEFAULT_MONITOR,
         mode: Mode | None = None,
-        save_top_k: int = 1,
-        every_n_epochs: int = 1,
-        every_n_train_steps: int = 0,
-        every_n_minutes: float = 0.0,
+        save_top_k: Annotated[int, Range(ge=-1)] = 1,
+        every_n_epochs: PositiveInt = 1,
+        every_n_train_steps: NonNegativeInt = 0,
+        every_n_minutes: NonNegative = 0.0,
         dirpath: str | None = None,
     ) -> None:
+        check_arguments(Checkpoint.__init__, locals(), "checkpoint.")
         super().__init__(
             dirpath=dirpath,
             filename="best",
@@ -226,14 +228,12 @@ class LastCheckpoint(CheckpointCallback):
 
     def __init__(
         self,
-        every_n_epochs: int = 1,
-        every_n_train_steps: int = 0,
-        every_n_minutes: float = 0.0,
+        every_n_epochs: PositiveInt = 1,
+        every_n_train_steps: NonNegativeInt = 0,
+        every_n_minutes: NonNegative = 0.0,
         dirpath: str | None = None,
     ) -> None:
-        for name, value in {"every_n_train_steps": every_n_train_steps, "every_n_minutes": every_n_minutes}.items():
-            if value < 0:
-                raise UserError(f"checkpoint.{name} {value} must be at least 0; 0 is off")
+        check_arguments(LastCheckpoint.__init__, locals(), "checkpoint.")
         self.every_n_epochs, self.dirpath = every_n_epochs, dirpath
         self.every_n_train_steps, self.every_n_minutes = every_n_train_steps, every_n_minutes
         self._saved_at, self._saved_step = 0.0, -1  # time and optimizer step of the last write
