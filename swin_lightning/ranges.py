@@ -50,22 +50,6 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Length:
-    """Smallest and largest number of items of a list."""
-
-    least: int = 1
-    most: int = 2**31
-
-    def allows(self, value: Any) -> bool:
-        """Whether a list has an allowed length."""
-        return self.least <= len(value) <= self.most
-
-    @property
-    def text(self) -> str:
-        return f"with {self.least} to {self.most} items" if self.most < 2**31 else f"with at least {self.least} item"
-
-
-@dataclass(frozen=True)
 class Ascending:
     """The two ends of an interval: the first is not above the second."""
 
@@ -175,7 +159,7 @@ def describe(hint: Any) -> str:
 
 def constraints(hint: Any) -> list[Any]:
     """The ranges of an annotated type."""
-    return [each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Range | Length | Ascending)]
+    return [each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Range | Ascending)]
 
 
 def plain(hint: Any) -> Any:

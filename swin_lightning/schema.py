@@ -16,7 +16,7 @@ import lightning
 from swin_lightning import options
 from swin_lightning.errors import CommandParser
 from swin_lightning.options import kind, number_bounds
-from swin_lightning.ranges import Length, constraints, plain
+from swin_lightning.ranges import plain
 from swin_lightning.signatures import Parameter, parameters
 
 Schema = dict[str, Any]
@@ -157,9 +157,7 @@ def type_schema(hint: Any) -> Schema:
         items = [type_schema(part) for part in parts]
         if get_origin(plain(hint)) is tuple and ... not in get_args(plain(hint)):
             return {"type": "array", "items": items, "minItems": len(items), "maxItems": len(items)}
-        lengths = [each for each in constraints(hint) if isinstance(each, Length)]
-        limits = {"minItems": lengths[0].least, "maxItems": lengths[0].most} if lengths else {}
-        return {"type": "array", **({"items": items[0]} if items else {}), **limits}
+        return {"type": "array", **({"items": items[0]} if items else {})}
     if name == "mapping":
         return {"type": "object", **({"additionalProperties": type_schema(parts[0])} if parts else {})}
     if name == "class":

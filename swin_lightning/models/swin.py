@@ -28,10 +28,11 @@ from swin_lightning.models.windows import (
     window_partition,
     window_reverse,
 )
-from swin_lightning.ranges import Length, NonNegativeInt, Range, Rate, check_arguments
+from swin_lightning.ranges import NonNegativeInt, Range, Rate, check_arguments
 
 Width = Annotated[int, Range(ge=1, le=16384)]  # channels
-PerStage = Annotated[Sequence[Annotated[int, Range(ge=1, le=1024)]], Length(1, 8)]
+PerStage = Sequence[Annotated[int, Range(ge=1, le=1024)]]
+MAX_STAGES = 8
 Ratio = Annotated[float, Range(gt=0, le=64)]
 InitStd = Annotated[float, Range(gt=0, le=10)]
 
@@ -209,12 +210,21 @@ class SwinTransformer(nn.Module):
     ) -> None:
         check_arguments(SwinTransformer.__init__, locals(), "model.backbone.")
         super().__init__()
+        if not 1 <= len(depths) <= MAX_STAGES:
+            raise UserError(
+                f"model.backbone.depths {list(depths)}: expected 1 to {MAX_STAGES} stages, such as [2, 2, 6, 2]"
+            )
         if len(depths) != len(num_heads):
-            raise UserError(f"depths {list(depths)} and num_heads {list(num_heads)} must have the same length")
+            raise UserError(
+                f"model.backbone.depths {list(depths)} and num_heads {list(num_heads)} must have the same length: one "
+                "number per stage"
+            )
         dims = [embed_dim * 2**stage for stage in range(len(depths))]
         for dim, heads in zip(dims, num_heads, strict=True):
             if dim % heads:
-                raise UserError(f"num_heads={heads} does not divide {dim} channels; change embed_dim or num_heads")
+                raise UserError(
+                    f"model.backbone.num_heads {heads} does not divide {dim} channels; change embed_dim or num_heads"
+                )
         self.num_features = dims[-1]
         self.img_size, self.patch_size = to_pair(img_size, "img_size"), to_pair(patch_size, "patch_size")
         self.num_classes, self.init_std = num_classes, init_std
