@@ -214,6 +214,7 @@ def test_batches_are_the_same_for_any_number_of_forked_workers(photographs, expe
     assert hashes(photographs, 0, epoch=2)[0] != expected[0]
 
 
+@pytest.mark.slow
 def test_batches_are_the_same_in_spawned_workers(photographs, expected):
     assert hashes(photographs, 1, "spawn")[0] == expected[0]
 
