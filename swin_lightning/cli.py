@@ -5,7 +5,6 @@ import os
 import secrets
 import signal
 import sys
-import warnings
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
@@ -37,6 +36,7 @@ from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.state_check import check_state, limit_to_state
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.monitors import DEFAULT_MONITOR, MonitorCheck, check_monitor
+from swin_lightning.noise import drop_noise
 from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter
 from swin_lightning.resume import CheckpointTime, SameCheckpoint
 from swin_lightning.runs import RunFolder, find_checkpoint
@@ -335,7 +335,7 @@ def main(args: list[str] | None = None) -> CLI | None:
         UserError: For a mistake in arguments, files or data, with a message of one line.
     """
     argv = [arg for arg in (sys.argv[1:] if args is None else args) if not arg.startswith("--_wandb")]
-    _quiet()
+    drop_noise()
     if (folder := os.getcwd()) not in sys.path:
         sys.path.append(folder)  # classes in files of the working directory can be named
     try:
@@ -380,32 +380,3 @@ def without_overhead(trainer: dict[str, Any]) -> dict[str, Any]:
 def _is_rank_zero() -> bool:
     """Whether this process is, or will start, rank 0; known before there is a Trainer."""
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-NOISE = ("💡", "TPU available", "Seed set", "Restoring states", "Loaded model weights", "Found current_model_state")
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(NOISE)
-
-
-def _quiet() -> None:
-    """Drop what Lightning says on every run and no user can act on."""
-    for message in (
-        ".*LeafSpec.*",
-        "The number of training batches .* is smaller than the logging interval",
-        "Checkpoint directory .* exists and is not empty",  # that of a resumed run
-        "The dirpath has changed",  # a test run has a folder of its own
-        "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler knows the position
-        r"Found \d+ module\(s\) in eval mode at the start of training",  # frozen modules
-        "You requested to overfit but enabled train dataloader shuffling",  # the order is that of an epoch
-        "Your `IterableDataset` has `__len__` defined",  # streams divide themselves between the workers
-        "When using `Trainer.accumulate_grad_batches != 1.` and overriding",  # the warm-up is per optimizer step
-        "The .*dataloader.* does not have many workers",  # small data sets are faster without
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).addFilter(_is_news)
-    if not log.handlers:
-        log.setLevel(logging.INFO)
-        log.addHandler(logging.StreamHandler())

@@ -163,18 +163,9 @@ class Task(LightningModule):
         weights_only: bool | None = True,
         **kwargs: Any,
     ) -> Self:
-        """The task of a checkpoint in evaluation mode, see `load_module`.
+        """The task of a checkpoint in evaluation mode, see `load_module` for its arguments and errors.
 
-        Args:
-            checkpoint_path: The file.
-            map_location: Device; the CPU by default.
-            allow: Classes that the checkpoint may name besides those of `swin_lightning`, such as `["my_task.MyTask"]`.
-            strict: Whether all keys must match.
-            weights_only: Always true: a checkpoint never runs code.
-            **kwargs: Arguments in place of those in the checkpoint.
-
-        Raises:
-            UserError: As `load_module`.
+        `map_location` is a device, by default the CPU; `weights_only` is always true: a checkpoint never runs code.
         """
         if weights_only is False:
             raise UserError("load_from_checkpoint: weights_only=False would run code from the file; leave it out")
