@@ -94,8 +94,8 @@ class LazyImage:
         Raises:
             CorruptImageError: If the file is not an image or is damaged.
         """
+        header = self._read_header()  # decodes what is not a plain JPEG
         if self._pixels is None:
-            header = self._read_header()
             pixels = None if header is None else header.decode(header.height, scale=1)
             self._pixels = _decode_pil(self.data, self.name, self.max_pixels) if pixels is None else pixels
         return self._pixels
