@@ -42,6 +42,7 @@ from swin_lightning.runs import RunFolder, find_checkpoint
 from swin_lightning.sample_position import SamplePosition
 from swin_lightning.shutdown import Interrupted, RankError, Shutdown, end_with_parent, raise_on_signals
 from swin_lightning.strategies import check_strategy, restore_progress
+from swin_lightning.trainer_precision import trainer_precision
 from swin_lightning.wandb_runs import ended_by_sweep, finish_wandb
 
 # the run folder and its checkpoint, for the ranks that Lightning starts on this machine
@@ -114,6 +115,8 @@ class CLI(LightningCLI):
             options.ckpt_path = self.ckpt_path
             self._use_checkpoint_config()
             options = self.config[self.subcommand]
+        if self.subcommand == "fit" and options.trainer.precision is None:  # a resumed run keeps its precision
+            options.trainer.precision = self.run.read_config().get("trainer", {}).get("precision")
         self.saved_config = self._dump()  # without paths of this run: it can be started again
         options.weights_only = True  # a checkpoint never runs code
         if "verbose" in options:
@@ -129,11 +132,12 @@ class CLI(LightningCLI):
         options.trainer.default_root_dir = options.trainer.default_root_dir or str(self.run.path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer with its callbacks; precision defaults to bf16-mixed on GPUs that have it."""
+        """The Trainer with its callbacks."""
         options = self.config_init[self.subcommand]
         trainer: dict[str, Any] = {**options.trainer, **kwargs}
         check_strategy(trainer["strategy"], trainer["sync_batchnorm"])
-        trainer["precision"] = config.default_precision(trainer["precision"], trainer["accelerator"])
+        trainer["precision"] = trainer_precision(trainer, self.model, self.datamodule)
+        self.saved_config["trainer"]["precision"] = trainer["precision"]
         if (line := allocator.describe()) and _is_rank_zero():
             log.info(line)
         if trainer["gradient_clip_val"] and not self.model.automatic_optimization:
@@ -185,8 +189,9 @@ class CLI(LightningCLI):
             callbacks.append(ProgressBar(monitor) if sys.stdout.isatty() else EpochSummary(monitor))
             trainer["enable_progress_bar"] = sys.stdout.isatty()
         if not dry_run:
-            named = config.flatten(yaml.safe_load(self.saved_config))
-            callbacks.append(SaveConfig(self.run, self.saved_config, named, str(self.subcommand)))
+            text = yaml.safe_dump(self.saved_config, sort_keys=False, allow_unicode=True)
+            named = config.flatten(self.saved_config)
+            callbacks.append(SaveConfig(self.run, text, named, str(self.subcommand)))
         try:
             return Trainer(**{**trainer, "callbacks": [Shutdown(), *callbacks]})
         except (ValueError, TypeError, MisconfigurationException) as error:  # a bug in it would be Lightning's
@@ -281,10 +286,11 @@ class CLI(LightningCLI):
             print(f"the checkpoint overrides {', '.join(changed)}; to change them use --model.weights", flush=True)
         self.config = parsed
 
-    def _dump(self) -> str:
-        """The configuration as YAML, without links and without the subcommand."""
+    def _dump(self) -> dict[str, Any]:
+        """The configuration as plain values, without links and without the subcommand."""
         nested = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        return yaml.safe_dump(nested[self.subcommand], sort_keys=False, allow_unicode=True)
+        options: dict[str, Any] = nested[self.subcommand]
+        return options
 
     def _print_result(self, split: str) -> None:
         if not self.trainer.is_global_zero:

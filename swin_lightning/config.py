@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 import yaml
 from jsonargparse import ActionConfigFile, Namespace, dict_to_namespace  # type: ignore[attr-defined]
 from jsonargparse.typing import NonNegativeInt
@@ -191,13 +190,6 @@ def instantiate(config: Namespace) -> tuple[Any, Any]:
         parser.link_arguments("data", f"model.init_args.{name}", _attribute(name), apply_on="instantiate")
     built = parser.instantiate(part)
     return built.get("data"), built.model
-
-
-def default_precision(precision: Any, accelerator: Any) -> Any:
-    """The precision of a run: as configured, or bf16-mixed on a GPU that supports it if none is."""
-    if precision is None and accelerator != "cpu" and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    return precision
 
 
 def flatten(tree: dict[str, Any]) -> dict[str, Any]:
