@@ -15,7 +15,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from swin_lightning.batch import IGNORE_INDEX, Preprocessing
 from swin_lightning.callbacks import batch_size as count_images
-from swin_lightning.config import default_precision
 from swin_lightning.data import ImageDataModule
 from swin_lightning.data.readers import FileReader, list_images
 from swin_lightning.data.sampling import OnBadImage
@@ -24,6 +23,7 @@ from swin_lightning.inference import PrecisionName, Predictor
 from swin_lightning.prediction_callbacks import PredictionWriter
 from swin_lightning.prediction_file import PredictionFile, Row, columns_of
 from swin_lightning.shutdown import Shutdown
+from swin_lightning.trainer_precision import default_precision
 
 LISTS = (".csv", ".tsv", ".txt")
 PATH_COLUMNS = ("path", "image", "image_path", "file", "filename", "file_name", "filepath")
@@ -246,10 +246,14 @@ def _run(predictor: Predictor, paths: PathList, writer: PredictionWriter, total:
         num_workers=options.num_workers,
         on_bad_image=options.on_bad_image,
     )
+    size = predictor.preprocessing.image_size
+    precision: Any = (
+        options.precision or default_precision(options.accelerator, predictor.module, size, options.batch_size)[0]
+    )
     trainer = Trainer(
         accelerator=options.accelerator,
         devices=int(options.devices) if options.devices.isdecimal() else options.devices,
-        precision=default_precision(options.precision, options.accelerator),
+        precision=precision,
         callbacks=[Shutdown(), writer, Progress(total, total - len(paths))],
         logger=False,
         enable_checkpointing=False,
