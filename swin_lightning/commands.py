@@ -11,7 +11,7 @@ TRAINER_COMMANDS = {
     "fit": "train an experiment, then test its best checkpoint",
     "validate": "evaluate a checkpoint or weights on the validation images",
     "test": "evaluate a checkpoint or weights on the test images",
-    "predict": "classify your own images",
+    "predict": "classify images with a checkpoint",
 }  # subcommands of LightningCLI, see cli.py
 
 COMMANDS = {
@@ -27,7 +27,8 @@ COMMANDS = {
 
 def load_command(name: str) -> Callable[[list[str]], None]:
     """Import the function of a command; it takes the command-line arguments."""
-    command: Callable[[list[str]], None] = getattr(importlib.import_module(COMMANDS[name][0]), name)
+    module = COMMANDS[name][0] if name in COMMANDS else f"swin_lightning.{name}"  # predict, see names_experiment
+    command: Callable[[list[str]], None] = getattr(importlib.import_module(module), name)
     return command
 
 
@@ -57,3 +58,8 @@ def check_command(name: str) -> None:
 def asks_for_help(argument: str) -> bool:
     """Whether an argument of a trainer command is `-h`, `--help`, or the help of a class such as `--model.help`."""
     return re.fullmatch(r"-h|--help|--[\w.]+\.help(=.*)?", argument) is not None
+
+
+def names_experiment(arguments: list[str]) -> bool:
+    """Whether `predict` gets a configuration (`-c`, or dotted options) instead of a checkpoint and images."""
+    return any(re.match(r"-c$|--(config|print_config|ckpt_path)\b|--[\w]+\.", argument) for argument in arguments)

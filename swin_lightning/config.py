@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 import yaml
 from jsonargparse import ActionConfigFile, Namespace, dict_to_namespace  # type: ignore[attr-defined]
 from jsonargparse.typing import NonNegativeInt
@@ -21,12 +20,14 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from swin_lightning.callbacks import EarlyStopping
+from swin_lightning.checkpoint_classes import Allowed, check_block
 from swin_lightning.checkpointing import Checkpoint
 from swin_lightning.data import ImageDataModule
 from swin_lightning.ema import EMA
 from swin_lightning.errors import UserError, collapse_whitespace
 from swin_lightning.models import SwinTransformer
 from swin_lightning.non_finite import NonFinite
+from swin_lightning.runs import RunFolder
 from swin_lightning.tasks import SwinClassifier
 
 PACKAGE = Path(__file__).parent
@@ -138,6 +139,12 @@ def add_options(parser: LightningArgumentParser) -> None:
     parser.add_argument(
         "--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end of `fit`."
     )
+    parser.add_argument(
+        "--allow_classes",
+        type=str,
+        default="",
+        help="Classes or modules, separated by commas, that the checkpoint may name besides those of swin_lightning.",
+    )
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     parser.set_defaults({"model": {"class_path": f"swin_lightning.{SwinClassifier.__name__}"}})
@@ -176,6 +183,28 @@ def load_file(path: str | Path) -> Namespace:
     return load(["-c", str(path)])
 
 
+def load_run_config(run: RunFolder, allow: Allowed = ()) -> Namespace:
+    """Model, data and seed of the configuration in a run folder, without the parameters that the model started from.
+
+    Args:
+        run: The folder.
+        allow: Classes that it may name besides those of `swin_lightning`, see `checkpoint_classes`.
+
+    Raises:
+        UserError: If it is not a configuration, or names a class that is not allowed.
+    """
+    kept, where = run.read_config(), str(run.config)
+    blocks = {name: kept[name] for name in ("model", "data") if isinstance(kept.get(name), dict)}
+    if "model" not in blocks:
+        raise UserError(f"{where} has no model")
+    if isinstance(arguments := blocks["model"].get("init_args"), dict):
+        arguments["weights"] = None  # the checkpoint replaces them
+    for block in blocks.values():
+        check_block(block, where, allow)
+    loaded: Namespace = build_parser().parse_object({**blocks, "seed_everything": kept.get("seed_everything", 0)})
+    return loaded
+
+
 def instantiate(config: Namespace) -> tuple[Any, Any]:
     """Build the data module and the model of a loaded configuration.
 
@@ -191,13 +220,6 @@ def instantiate(config: Namespace) -> tuple[Any, Any]:
         parser.link_arguments("data", f"model.init_args.{name}", _attribute(name), apply_on="instantiate")
     built = parser.instantiate(part)
     return built.get("data"), built.model
-
-
-def default_precision(precision: Any, accelerator: Any) -> Any:
-    """The precision of a run: as configured, or bf16-mixed on a GPU that supports it if none is."""
-    if precision is None and accelerator != "cpu" and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    return precision
 
 
 def flatten(tree: dict[str, Any]) -> dict[str, Any]:
