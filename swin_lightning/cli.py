@@ -32,6 +32,7 @@ from swin_lightning.checkpointing import PerStepSeed
 from swin_lightning.commands import COMMANDS, asks_for_help, check_command, load_command, names_experiment
 from swin_lightning.data import ImageNet
 from swin_lightning.errors import UserError, summarize, user_error
+from swin_lightning.experiment_files import installed_experiments
 from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.state_check import check_state, limit_to_state
 from swin_lightning.models.weights import read_checkpoint
@@ -67,7 +68,7 @@ class CLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         description = f"Train and evaluate. Other commands: {', '.join(COMMANDS)}."
-        base = str(config.installed_experiments() / "base.yaml")
+        base = str(installed_experiments() / "base.yaml")
         self._command = args[0] if args else ""
         with ExitStack() as self._until_end:
             super().__init__(

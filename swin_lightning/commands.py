@@ -15,6 +15,7 @@ TRAINER_COMMANDS = {
 }  # subcommands of LightningCLI, see cli.py
 
 COMMANDS = {
+    "experiments": ("swin_lightning.experiment_files", "list the experiments, overlays and sweeps by name"),
     "models": ("swin_lightning.models.flops", "list all models with parameters, MACs and published accuracy"),
     "sweep": ("swin_lightning.sweep", "run a hyperparameter sweep, with or without W&B"),
     "report": ("swin_lightning.explore.report", "write an HTML report of a run: results, errors, attention maps"),

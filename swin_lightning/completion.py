@@ -68,7 +68,7 @@ def completion(args: list[str]) -> None:
 
 def script(shell: str) -> str:
     """The completion script; zsh runs that of bash by its `bashcompinit`."""
-    from swin_lightning.config import installed_experiments
+    from swin_lightning.experiment_files import installed_experiments
 
     folder = installed_experiments()
     files = sorted(path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml") if path.stem != "base")
