@@ -29,15 +29,17 @@ from swin_lightning.callbacks import (
 )
 from swin_lightning.checkpoint_classes import check_block, named_classes
 from swin_lightning.checkpointing import PerStepSeed
-from swin_lightning.commands import COMMANDS, asks_for_help, check_command, load_command
+from swin_lightning.commands import COMMANDS, asks_for_help, check_command, load_command, names_experiment
 from swin_lightning.data import ImageNet
 from swin_lightning.errors import UserError, summarize, user_error
+from swin_lightning.experiment_files import installed_experiments
 from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.state_check import check_state, limit_to_state
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.monitors import DEFAULT_MONITOR, MonitorCheck, check_monitor
 from swin_lightning.noise import drop_noise
 from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter
+from swin_lightning.prediction_file import PredictionFile
 from swin_lightning.resume import CheckpointTime, SameCheckpoint
 from swin_lightning.runs import RunFolder, find_checkpoint
 from swin_lightning.sample_position import SamplePosition
@@ -66,7 +68,7 @@ class CLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         description = f"Train and evaluate. Other commands: {', '.join(COMMANDS)}."
-        base = str(config.installed_experiments() / "base.yaml")
+        base = str(installed_experiments() / "base.yaml")
         self._command = args[0] if args else ""
         with ExitStack() as self._until_end:
             super().__init__(
@@ -127,6 +129,7 @@ class CLI(LightningCLI):
             options.verbose = False  # one line says the same, see _print_result
         if self.subcommand == "predict":
             options.trainer.logger = False  # the result is a file
+            options.return_predictions = False  # they would fill the memory
         loggers = options.trainer.logger if isinstance(options.trainer.logger, list) else [options.trainer.logger]
         for logger in loggers:
             if isinstance(logger, Namespace) and logger.get("init_args.save_dir", "") is None:
@@ -183,7 +186,7 @@ class CLI(LightningCLI):
             BestMetric(),
             *([BestMetric(monitor, self.checkpoint.mode)] if monitor != DEFAULT_MONITOR else []),
             PredictionReport(self.run),
-            PredictionWriter(self.run),
+            PredictionWriter(PredictionFile(self.run.predictions)),
             *([self.checkpoint.last] if saves else []),
         ]
         if getattr(self.model, "compile_backbone", False):
@@ -344,6 +347,10 @@ def main(args: list[str] | None = None) -> CLI | None:
             return None
         if argv and argv[0] not in ("-h", "--help"):
             check_command(argv[0])
+        if argv and argv[0] == "predict" and not names_experiment(argv[1:]):
+            with raise_on_signals():
+                load_command("predict")(argv[1:])
+            return None
         if any(map(asks_for_help, argv[1:])):
             from swin_lightning.help import print_help
 

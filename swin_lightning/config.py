@@ -25,50 +25,18 @@ from swin_lightning.checkpointing import Checkpoint
 from swin_lightning.data import ImageDataModule
 from swin_lightning.ema import EMA
 from swin_lightning.errors import UserError, collapse_whitespace
+from swin_lightning.experiment_files import find_experiment, installed_experiments
 from swin_lightning.models import SwinTransformer
 from swin_lightning.non_finite import NonFinite
 from swin_lightning.runs import RunFolder
 from swin_lightning.tasks import SwinClassifier
 
-PACKAGE = Path(__file__).parent
 # defaults such as `Interval.step` of Lightning's Timer, whose annotation is str, are dumped as their values
 yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, member: dumper.represent_data(member.value))
 START = "start from an experiment: -c digits_swin_micro"
 
 
 # experiments
-
-
-def installed_experiments() -> Path:
-    """The folder `experiments` of the checkout, or of the installed package."""
-    for folder in (PACKAGE.parent / "experiments", PACKAGE / "experiments"):
-        if (folder / "base.yaml").is_file():
-            return folder
-    raise AssertionError(f"no experiments/base.yaml beside or in {PACKAGE}")
-
-
-def find_experiment(name: str) -> Path:
-    """The file that `-c NAME` means: a path, or a name such as `digits_swin_micro` or `hardware/gpu`.
-
-    A name is looked up in the working directory, in its `experiments/`, and in the installed package.
-
-    Raises:
-        UserError: If there is no such file.
-    """
-    given = Path(name).expanduser()
-    if given.is_file():
-        return given
-    folders = (Path(), Path("experiments"), installed_experiments())
-    candidates = [folder / f"{name}{suffix}" for folder in folders for suffix in ("", ".yaml", ".yml")]
-    parts = given.parts  # `experiments/NAME.yaml` also works where there is no checkout
-    if not given.is_absolute() and parts[:1] == ("experiments",) and len(parts) > 1:
-        candidates.append(installed_experiments().joinpath(*parts[1:]))
-    for path in candidates:
-        if path.is_file():
-            return path
-    known = {str(path.relative_to(folder).with_suffix("")) for folder in folders[1:] for path in folder.rglob("*.yaml")}
-    near = difflib.get_close_matches(given.stem if given.suffix else name, sorted(known - {"base"}), n=1)
-    raise UserError(f"-c {name}: no such file or experiment" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def resolve_experiments(arguments: Sequence[str]) -> list[str]:
