@@ -132,7 +132,15 @@ class ImageFolder(ImageDataModule):
         stream: Any = self.sources[split]
         training = split == "train"
         transform = self.train_transform() if training else self.eval_transform()
-        return StreamDataset(stream, transform, self.seed, training, *self._rank(), on_bad_image=self.on_bad_image)
+        return StreamDataset(
+            stream,
+            transform,
+            self.seed,
+            training,
+            *self._rank(),
+            on_bad_image=self.on_bad_image,
+            max_pixels=self.max_pixels,
+        )
 
     def _shards(self, *splits: str) -> list[Path]:
         return find_shards(Path(self.path), _split_names(*splits))

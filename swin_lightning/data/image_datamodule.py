@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from swin_lightning.batch import IGNORE_INDEX, Batch, Preprocessing
+from swin_lightning.data.decoding import HARD_LIMIT, MAX_PIXELS
 from swin_lightning.data.erasing import Boxes, erase, random_boxes
 from swin_lightning.data.mixup import MixupCutmix
 from swin_lightning.data.readers import FileReader, Reader, list_images
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 SPLITS = {"train": "train", "sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}  # by stage
 Alpha = Annotated[float, Range(ge=0, le=100)]  # of a Beta distribution; at 100 all ratios are near 1/2
 Mean = tuple[Probability, Probability, Probability]  # of the pixels in [0, 1], by channel
+MaxPixels = Annotated[int, Range(ge=1, le=HARD_LIMIT)]
 Deviation = Annotated[float, Range(ge=1e-4, le=1)]
 Std = tuple[Deviation, Deviation, Deviation]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -79,6 +81,7 @@ class ImageDataModule(LightningDataModule):
         predict_path: Image or folder of images for `predict`.
         on_bad_image: `raise` an error for an unreadable image, or `skip` it: training replaces it by the next image,
             evaluation ignores it, and the number of skipped images is logged at the end.
+        max_pixels: Largest number of pixels of an image file that is decoded; a larger one is unreadable.
         seed: Seed of order, augmentation and mixing.
 
     Raises:
@@ -109,6 +112,7 @@ class ImageDataModule(LightningDataModule):
         std: Std = IMAGENET_STD,
         predict_path: str | None = None,
         on_bad_image: OnBadImage = "raise",
+        max_pixels: MaxPixels = MAX_PIXELS,
         seed: Seed = 0,
     ) -> None:
         check_arguments(ImageDataModule.__init__, locals(), "data.")
@@ -130,8 +134,9 @@ class ImageDataModule(LightningDataModule):
         self.std = (red, green, blue)
         self.predict_path = predict_path
         self.on_bad_image = on_bad_image
+        self.max_pixels = max_pixels
         self.seed = seed
-        self.sources: dict[str, Reader] = {}  # by split: train, val, test, predict
+        self.sources: dict[str, Reader] = Sources()  # by split: train, val, test, predict
         self._bad_images: set[str] = set()  # names
 
     # for subclasses
@@ -335,7 +340,7 @@ class ImageDataModule(LightningDataModule):
         transform = self.train_transform() if training else self.eval_transform()
         workers = self.workers()
         return LazyDataLoader(
-            ImageDataset(self.sources[split], transform, self.seed, self.on_bad_image, training),
+            ImageDataset(self.sources[split], transform, self.seed, self.on_bad_image, training, self.max_pixels),
             batch_size=sampler.batch_size,
             sampler=sampler,
             drop_last=training,
@@ -354,6 +359,14 @@ class ImageDataModule(LightningDataModule):
         if not paths:
             raise UserError(f"data.predict_path: no images in folder {self.predict_path!r}")
         return FileReader(paths, [IGNORE_INDEX] * len(paths))
+
+
+class Sources(dict[str, Reader]):
+    """Readers by split."""
+
+    def __missing__(self, split: str) -> Reader:
+        stage = {"train": "fit", "val": "fit"}.get(split, split)
+        raise UserError(f"the {split} split has not been read: call setup({stage!r}) of the data module first")
 
 
 def _free_cores() -> int:
