@@ -144,15 +144,30 @@ class RunFolder:
         return self.path / "report.html"
 
     def read_config(self) -> dict[str, Any]:
-        """The configuration as nested dicts; empty if the run kept none."""
-        return yaml.safe_load(self.config.read_text(encoding="utf-8")) if self.config.is_file() else {}
+        """The configuration as nested dicts; empty if the run kept none.
+
+        Raises:
+            UserError: If the file is not YAML of a mapping.
+        """
+        if not self.config.is_file():
+            return {}
+        try:
+            content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise UserError(f"{self.config} is not YAML ({' '.join(str(error).split())[:200]})") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{self.config} is not a configuration, but a {type(content).__name__}")
+        return content
 
     def read_metrics(self) -> list[dict[str, str]]:
         """The rows of `metrics.csv` as text, one per logged step; empty cells are empty strings."""
         if not self.metrics.is_file():
             return []
-        with self.metrics.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        try:
+            with self.metrics.open(newline="", encoding="utf-8") as file:
+                return list(csv.DictReader(file))
+        except (csv.Error, ValueError) as error:
+            raise UserError(f"{self.metrics} is not a file of metrics ({error})") from error
 
     @contextmanager
     def lock(self, wait: float = 0.0) -> Iterator[None]:

@@ -147,7 +147,7 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         ValueError: If the image is larger.
     """
     if width * height > max_pixels:
-        raise ValueError(f"its {width} x {height} pixels exceed data.max_pixels {max_pixels:.0f}")
+        raise ValueError(f"its {width} x {height} pixels exceed data.max_pixels {max_pixels}")
 
 
 def pil_pixels(image: Image.Image) -> Array:
@@ -248,7 +248,7 @@ def _has_orientation(data: bytes) -> bool:
 def _decode_pil(data: bytes | Path, name: str, max_pixels: int) -> Array:
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as image:
-            check_size(*image.size, max_pixels * (WEBP_SHARE if image.format == "WEBP" else 1))
+            check_size(*image.size, int(max_pixels * WEBP_SHARE) if image.format == "WEBP" else max_pixels)
             if image.format == "TIFF":
                 _check_tiff(image, max_pixels)
             if getattr(image, "is_animated", False) and image.format != "MPO":

@@ -51,7 +51,7 @@ def check_images(images: Tensor, proj: nn.Module) -> None:
     Raises:
         UserError: With what was expected.
     """
-    if torch.jit.is_tracing():  # which warns of every comparison of a size
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # it warns of comparisons of sizes
         return
     in_chans, weight = getattr(proj, "in_channels", None), getattr(proj, "weight", None)
     expected = f"expected normalised images B, {in_chans or 'C'}, height, width"
