@@ -31,6 +31,7 @@ class Classifier(nn.Module):
         self.backbone, self.head = backbone, nn.Linear(16, 3)
 
 
+@pytest.mark.slow
 def test_pt2_gives_the_same_logits_in_a_process_without_swin_lightning():
     for version, build in ((1, SwinTransformer), (2, SwinTransformerV2)):
         model = randomize(Classifier(build(drop_path_rate=0.5, **SIZES)), std=0.1).train()

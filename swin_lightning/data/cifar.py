@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 
 from swin_lightning.data.hub_download import load_hub_dataset
+from swin_lightning.data.image_datamodule import Mean, Std
 from swin_lightning.data.readers import ArrayReader, HuggingFaceReader, Reader, find_split
-from swin_lightning.data.split_datamodule import SplitDataModule
+from swin_lightning.data.split_datamodule import HeldOut, SplitDataModule
 from swin_lightning.data.splits import number_held_out
 from swin_lightning.errors import UserError
+from swin_lightning.ranges import ImageSide, Share, check_arguments
 
 
 class CIFAR10(SplitDataModule):
@@ -32,13 +34,14 @@ class CIFAR10(SplitDataModule):
     def __init__(
         self,
         path: str = "uoft-cs/cifar10",
-        val_size: float | int = 5000,
-        image_size: int = 32,
-        mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465),
-        std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616),
-        eval_crop_ratio: float = 1.0,
+        val_size: HeldOut = 5000,
+        image_size: ImageSide = 32,
+        mean: Mean = (0.4914, 0.4822, 0.4465),
+        std: Std = (0.2470, 0.2435, 0.2616),
+        eval_crop_ratio: Share = 1.0,
         **base: Any,
     ) -> None:
+        check_arguments(CIFAR10.__init__, locals(), "data.")
         base |= {"val_size": val_size or None}
         super().__init__(image_size=image_size, mean=mean, std=std, eval_crop_ratio=eval_crop_ratio, **base)
         self.path, self.validates_on_test = path, val_size == 0
@@ -86,8 +89,8 @@ class CIFAR100(CIFAR10):
     def __init__(
         self,
         path: str = "uoft-cs/cifar100",
-        mean: tuple[float, float, float] = (0.5071, 0.4865, 0.4409),
-        std: tuple[float, float, float] = (0.2673, 0.2564, 0.2762),
+        mean: Mean = (0.5071, 0.4865, 0.4409),
+        std: Std = (0.2673, 0.2564, 0.2762),
         **base: Any,
     ) -> None:
         super().__init__(path=path, mean=mean, std=std, **base)

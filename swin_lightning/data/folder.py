@@ -10,12 +10,12 @@ from torch.utils.data import DataLoader
 
 from swin_lightning.data.hub_download import load_hub_dataset
 from swin_lightning.data.layouts import (
+    find_images,
     find_root,
     find_split_folders,
     has_images,
     left_out_note,
     list_class_folders,
-    list_images,
     split_names,
     subfolders,
 )
@@ -33,6 +33,7 @@ from swin_lightning.data.readers import (
 from swin_lightning.data.split_datamodule import SplitDataModule
 from swin_lightning.data.streaming import StreamDataset, StreamLoader, StreamReader
 from swin_lightning.errors import UserError
+from swin_lightning.ranges import PositiveInt, check_arguments
 
 DATA_SUFFIXES = {".parquet", ".arrow", ".csv", ".json", ".jsonl", ".zip", ".tar"}  # read by Hugging Face datasets
 
@@ -52,7 +53,8 @@ class ImageFolder(SplitDataModule):
         **base: Arguments of `SplitDataModule`.
     """
 
-    def __init__(self, path: str, streaming: bool = False, stream_size: int | None = None, **base: Any) -> None:
+    def __init__(self, path: str, streaming: bool = False, stream_size: PositiveInt | None = None, **base: Any) -> None:
+        check_arguments(ImageFolder.__init__, locals(), "data.")
         super().__init__(**base)
         self.path, self.streaming, self.stream_size = os.path.expanduser(path), streaming, stream_size
         if streaming and (self.folds or self.val_size or self.test_size):
@@ -182,7 +184,7 @@ class ImageFolder(SplitDataModule):
         if not any(map(has_images, subfolders(root))):
             if any(path.suffix in DATA_SUFFIXES for path in root.rglob("*")):
                 return {}
-            why = left_out_note(list_images(root).left_out)
+            why = left_out_note(find_images(root).left_out)
             raise UserError(
                 f"data.path: no images in folder {str(root)!r}{why}; expected "
                 f"{root}/<class>/<image> or {root}/train/<class>/<image>"

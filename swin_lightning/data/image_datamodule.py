@@ -1,10 +1,9 @@
 """The base class of all data modules: loaders, augmentation and normalisation of labelled images."""
 
-import functools
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -12,19 +11,42 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from swin_lightning.batch import IGNORE_INDEX, Batch
+from swin_lightning.batch import IGNORE_INDEX, Batch, Preprocessing
 from swin_lightning.data.erasing import Boxes, erase, random_boxes
 from swin_lightning.data.layouts import left_out_note, summarize_left_out
 from swin_lightning.data.mixup import MixupCutmix
 from swin_lightning.data.readers import FileReader, Reader, labels_of, left_out_of, read_unlabelled
 from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, OnBadImage, ResumableSampler
 from swin_lightning.data.splits import describe_classes
-from swin_lightning.data.transforms import Crop, EvalCrop, Transform, eval_transform, train_transform
+from swin_lightning.data.transforms import (
+    AreaRange,
+    Crop,
+    Degrees,
+    EvalCrop,
+    RandAugment,
+    Transform,
+    eval_transform,
+    train_transform,
+)
 from swin_lightning.errors import UserError
+from swin_lightning.ranges import (
+    ImageSide,
+    NonNegativeInt,
+    PositiveInt,
+    Probability,
+    Range,
+    Seed,
+    Share,
+    check_arguments,
+)
 
 log = logging.getLogger(__name__)
 
 SPLITS = {"train": "train", "sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}  # by stage
+Alpha = Annotated[float, Range(ge=0, le=100)]  # of a Beta distribution; at 100 all ratios are near 1/2
+Mean = tuple[Probability, Probability, Probability]  # of the pixels in [0, 1], by channel
+Deviation = Annotated[float, Range(ge=1e-4, le=1)]
+Std = tuple[Deviation, Deviation, Deviation]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -61,39 +83,39 @@ class ImageDataModule(LightningDataModule):
         seed: Seed of order, augmentation and mixing.
 
     Raises:
-        UserError: If a size is below 1 or the global batch cannot be divided equally among the devices.
+        UserError: If an argument is out of range or the global batch cannot be divided equally among the devices.
     """
 
     class_names: list[str]
 
     def __init__(
         self,
-        image_size: int = 224,
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
+        image_size: ImageSide = 224,
+        batch_size: PositiveInt = 128,
+        eval_batch_size: PositiveInt | None = None,
+        num_workers: NonNegativeInt | None = None,
         crop: Crop = "random_resized",
-        crop_scale: tuple[float, float] = (0.08, 1.0),
-        hflip: float = 0.5,
-        rotate: float = 0.0,
+        crop_scale: AreaRange = (0.08, 1.0),
+        hflip: Probability = 0.5,
+        rotate: Degrees = 0.0,
         rand_augment: str | None = None,
-        random_erasing: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        mix_probability: float = 1.0,
-        mix_switch: float = 0.5,
+        random_erasing: Probability = 0.0,
+        mixup: Alpha = 0.0,
+        cutmix: Alpha = 0.0,
+        mix_probability: Probability = 1.0,
+        mix_switch: Probability = 0.5,
         eval_crop: EvalCrop = "center",
-        eval_crop_ratio: float = 224 / 256,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        eval_crop_ratio: Share = 224 / 256,
+        mean: Mean = IMAGENET_MEAN,
+        std: Std = IMAGENET_STD,
         predict_path: str | None = None,
         on_bad_image: OnBadImage = "raise",
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
+        check_arguments(ImageDataModule.__init__, locals(), "data.")
+        if rand_augment is not None:
+            RandAugment.from_name(rand_augment)
         super().__init__()
-        for name, value in {"image_size": image_size, "batch_size": batch_size}.items():
-            if value < 1:
-                raise UserError(f"data.{name} {value} must be at least 1")
         self.image_size = image_size
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -103,7 +125,10 @@ class ImageDataModule(LightningDataModule):
         self.random_erasing = random_erasing
         self.mixing = MixupCutmix(mixup, cutmix, mix_probability, mix_switch)
         self.eval_crop, self.eval_crop_ratio = eval_crop, eval_crop_ratio
-        self.mean, self.std = tuple(mean), tuple(std)
+        red, green, blue = mean
+        self.mean = (red, green, blue)
+        red, green, blue = std
+        self.std = (red, green, blue)
         self.predict_path = predict_path
         self.on_bad_image = on_bad_image
         self.seed = seed
@@ -208,6 +233,11 @@ class ImageDataModule(LightningDataModule):
             images = erase(images, boxes)
         return self.mixing(images, targets, self.num_classes, rng)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Stored in checkpoints: the preprocessing, unless a subclass replaces a part of it by code of its own."""
+        own = [getattr(type(self), name) is getattr(ImageDataModule, name) for name in ("eval_transform", "normalize")]
+        return {"preprocessing": self.preprocessing().state()} if all(own) else {}
+
     def teardown(self, stage: str) -> None:
         if self._bad_images:
             names = sorted(self._bad_images)
@@ -227,22 +257,21 @@ class ImageDataModule(LightningDataModule):
     def eval_transform(self) -> Transform:
         return eval_transform(self.image_size, self.eval_crop, self.eval_crop_ratio)
 
+    def preprocessing(self) -> Preprocessing:
+        """How `eval_transform` and `normalize` turn an image into the input of the network."""
+        return Preprocessing(self.image_size, self.eval_crop, self.eval_crop_ratio, self.mean, self.std)
+
     def eval_protocol(self) -> str:
         """The resize and crop of evaluation in words, such as `resize 256, crop 224`."""
-        size = self.image_size
-        if self.eval_crop == "squash" or self.eval_crop_ratio == 1.0:
-            return f"resize {size} x {size}"
-        return f"resize {int(size / self.eval_crop_ratio)}, crop {size}"
+        return self.preprocessing().protocol()
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 pixels `B, 3, H, W` to float with the data set's mean and standard deviation removed."""
-        mean, std = _per_channel(self.mean, images.device), _per_channel(self.std, images.device)
-        return (images / 255 - mean) / std
+        return self.preprocessing().normalize(images)
 
     def denormalize(self, images: Tensor) -> Tensor:
         """The inverse of `normalize`: float to uint8 pixels."""
-        mean, std = _per_channel(self.mean, images.device), _per_channel(self.std, images.device)
-        return ((images * std + mean) * 255).round().clamp(0, 255).byte()
+        return self.preprocessing().denormalize(images)
 
     def sample_name(self, split: str, index: int) -> str:
         """Name of a sample in messages and predictions: the path of an image file, or its position in the data set."""
@@ -361,13 +390,6 @@ class ImageDataModule(LightningDataModule):
             why = left_out_note(reader.left_out)
             raise UserError(f"data.predict_path: no images in folder {self.predict_path!r}{why}")
         return reader
-
-
-@functools.cache
-def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """Tensor `3, 1, 1` on the device, cached: a copy from the host in every step would synchronise with the GPU."""
-    with torch.inference_mode(False):  # evaluation may create it first, and training needs it for gradients
-        return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def _free_cores() -> int:

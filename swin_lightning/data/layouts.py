@@ -68,7 +68,7 @@ def subfolders(root: Path) -> list[Path]:
     return sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_ignored(entry.name))
 
 
-def list_images(root: Path, deep: bool = True) -> ImageList:
+def find_images(root: Path, deep: bool = True) -> ImageList:
     """The image files in a folder, sorted by path.
 
     Args:

@@ -15,7 +15,7 @@ import numpy as np
 
 from swin_lightning.batch import IGNORE_INDEX
 from swin_lightning.data.decoding import LazyImage
-from swin_lightning.data.layouts import image_suffixes, left_out_note, list_class_folders, list_images
+from swin_lightning.data.layouts import find_images, image_suffixes, left_out_note, list_class_folders
 from swin_lightning.errors import UserError
 
 
@@ -153,23 +153,28 @@ def read_class_folders(root: Path, class_names: Sequence[str]) -> FileReader:
                 f"data.path: class folder {str(root / name)!r} is not one of the {len(class_names)} known classes; "
                 "every split must have the class folders of the training split"
             )
-        found = list_images(root / name)
+        found = find_images(root / name)
         if not found.paths:
             why = left_out_note(found.left_out)
             raise UserError(f"data.path: no images in class folder {str(root / name)!r}{why}; add images or remove it")
         paths += found.paths
         labels += [class_names.index(name)] * len(found.paths)
         left_out += found.left_out
-    loose = list_images(root, deep=False)
+    loose = find_images(root, deep=False)
     left_out += loose.left_out
     if loose.paths:
         left_out["images outside of the class folders"] += len(loose.paths)
     return FileReader(paths, labels, left_out)
 
 
+def list_images(root: Path) -> list[Path]:
+    """All image files below a folder, sorted."""
+    return find_images(root).paths
+
+
 def read_unlabelled(root: Path) -> FileReader:
     """All images below a folder, without labels."""
-    found = list_images(root)
+    found = find_images(root)
     return FileReader(found.paths, [IGNORE_INDEX] * len(found.paths), found.left_out)
 
 

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from swin_lightning.data.readers import Reader, SubsetReader, groups_of, labels_
 from swin_lightning.data.splits import folds as divide_into_folds
 from swin_lightning.data.splits import hold_out
 from swin_lightning.errors import UserError
+from swin_lightning.ranges import NonNegativeInt, Range, Seed, check_arguments
 
+HeldOut = Annotated[int, Range(ge=0)] | Annotated[float, Range(gt=0, lt=1)]  # number of images, or share
 DEFAULT_SIZE = 0.15
 
 
@@ -44,16 +46,17 @@ class SplitDataModule(ImageDataModule):
 
     def __init__(
         self,
-        val_size: float | int | None = None,
-        test_size: float | int | None = None,
-        split_seed: int = 0,
-        folds: int = 0,
-        fold: int = 0,
+        val_size: HeldOut | None = None,
+        test_size: HeldOut | None = None,
+        split_seed: Seed = 0,
+        folds: NonNegativeInt = 0,
+        fold: NonNegativeInt = 0,
         group_file: str | None = None,
         **base: Any,
     ) -> None:
+        check_arguments(SplitDataModule.__init__, locals(), "data.")
         super().__init__(**base)
-        if folds < 0 or folds == 1:
+        if folds == 1:
             raise UserError(f"data.folds {folds} must be at least 2, or 0 to disable folds")
         if not 0 <= fold < max(folds, 1):
             wanted = f"from 0 to {folds - 1}" if folds else "0 without data.folds, the number of folds"

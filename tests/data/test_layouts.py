@@ -5,12 +5,12 @@ from collections import Counter
 import pytest
 
 from swin_lightning.data.layouts import (
+    find_images,
     find_root,
     find_split_folders,
     image_suffixes,
     left_out_note,
     list_class_folders,
-    list_images,
     summarize_left_out,
 )
 from swin_lightning.errors import UserError
@@ -68,12 +68,12 @@ def test_images_are_listed_and_the_rest_is_counted(tmp_path):
     for name in ("c.txt", "d.heic", "README", "e.txt", "f.xyz", "g.abc"):
         (tmp_path / name).write_text("", encoding="utf-8")
     (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere.png")
-    found = list_images(tmp_path)
+    found = find_images(tmp_path)
     assert [str(path.relative_to(tmp_path)) for path in found.paths] == ["b.png", "sub/deep/a.PNG"]
     summary = summarize_left_out(found.left_out)
     assert summary.startswith("4 hidden or system files, 1 broken links, 2 with the ending .txt, 1 ")
     assert summary.endswith(", 2 with other endings")
-    assert [path.name for path in list_images(tmp_path, deep=False).paths] == ["b.png"]
+    assert [path.name for path in find_images(tmp_path, deep=False).paths] == ["b.png"]
 
 
 def test_an_empty_count_has_no_note():
@@ -86,7 +86,7 @@ def test_linked_folders_are_read_and_circles_left_out(tmp_path):
     (tmp_path / "set" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "set" / "dog").symlink_to(tmp_path / "elsewhere" / "sub")
     (tmp_path / "elsewhere" / "sub" / "up").symlink_to(tmp_path / "elsewhere")
-    found = list_images(tmp_path / "set" / "cat")
+    found = find_images(tmp_path / "set" / "cat")
     assert [path.name for path in found.paths] == ["1.png", "2.png", "3.png"]
     assert found.left_out == {"links in a circle": 1}
     assert list_class_folders(tmp_path / "set") == ["cat", "dog"]
