@@ -73,6 +73,8 @@ class EarlyStopping(LightningEarlyStopping):
             self._explain(error, trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return  # max_steps ended the epoch early, before its validation
         try:
             super().on_train_epoch_end(trainer, pl_module)
         except RuntimeError as error:
@@ -160,7 +162,7 @@ class FromScratch(Callback):
         fresh = trainer.ckpt_path is None and pl_module.hparams.get("weights") is None
         if trainer.is_global_zero and fresh and parameters > self.parameters and images < self.images:
             log.warning(
-                f"training {parameters / 1e6:.0f} M parameters from scratch on {images} images: expect a low accuracy; "
+                f"training {parameters / 1e6:.1f} M parameters from scratch on {images} images: expect a low accuracy; "
                 "start from pretrained weights with --model.weights FILE"
             )
 

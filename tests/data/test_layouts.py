@@ -46,7 +46,7 @@ def test_split_folders(tmp_path, paths, expected):
 
 def test_two_folders_of_a_split_are_an_error(tmp_path):
     make(tmp_path, "train/a/1.png", "val/a/1.png", "validation/a/1.png")
-    with pytest.raises(UserError, match=r"data\.path: 'val' and 'validation' are both val in "):
+    with pytest.raises(UserError, match=r"data\.path: 'val' and 'validation' in .* are both val; keep one"):
         find_split_folders(tmp_path)
 
 

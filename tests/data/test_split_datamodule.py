@@ -49,7 +49,7 @@ def test_missing_splits_are_held_out(tmp_path, folders, expected):
 def test_sizes_and_seed_of_the_draws(tmp_path):
     path = str(write(tmp_path, "cat", "dog"))
     data = ImageFolder(path, val_size=0.2, test_size=4, seed=5)
-    assert sizes(data) == [13, 3, 4]
+    assert sizes(data) == [12, 4, 4]
     assert sorted(data.load("test").labels) == [0, 0, 1, 1]
     assert files(data, "val") == files(ImageFolder(path, val_size=0.2, test_size=4), "val")
     assert files(data, "val") != files(ImageFolder(path, val_size=0.2, test_size=4, split_seed=1), "val")
