@@ -11,22 +11,25 @@ import io
 import logging
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from swin_lightning.errors import UserError
+from swin_lightning.ranges import Range
 
 Array = np.ndarray
 
 # without those that start a program (EPS) or are slow; Pillow reads MPO, a JPEG with further pictures, as a JPEG
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF", "HEIF")
 MAX_PIXELS = 100_000_000  # by default: more than cameras take, and below 1 GB of memory in every format
 HARD_LIMIT = 178_956_970  # of Pillow
-WEBP_SHARE = 0.4  # of the limit: its decoder takes 2.5 times the memory of the others
+MaxPixels = Annotated[int, Range(ge=1, le=HARD_LIMIT)]
+LARGE_DECODERS, SHARE = {"WEBP", "JPEG2000", "AVIF", "HEIF"}, 0.4  # they take 2.5 times the memory of the others
 MAX_SCANS = 50  # of a progressive JPEG, each of which takes as long as an image; libjpeg writes about 10
 STRIP_PIXELS = 2**20  # converted at once
 
@@ -140,6 +143,19 @@ class LazyImage:
         return self._header
 
 
+@cache
+def image_formats() -> tuple[str, ...]:
+    """The formats of image files that are read: those of `FORMATS` that the installed Pillow decodes."""
+    try:
+        from pillow_heif import register_heif_opener  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        pass
+    else:
+        register_heif_opener()
+    Image.init()  # loads all plugins
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def check_size(width: int, height: int, max_pixels: int) -> None:
     """Compare the size that a file states with the limit.
 
@@ -239,7 +255,7 @@ def _parse_jpeg_header(data: bytes) -> JpegHeader | None:
 def _has_orientation(data: bytes) -> bool:
     """Whether EXIF rotates or mirrors the image."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=image_formats()) as image:
             return bool(image.getexif().get(ORIENTATION, 1) != 1)
     except Exception:  # PIL will raise it again when it decodes the file
         return True
@@ -247,8 +263,8 @@ def _has_orientation(data: bytes) -> bool:
 
 def _decode_pil(data: bytes | Path, name: str, max_pixels: int) -> Array:
     try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as image:
-            check_size(*image.size, int(max_pixels * WEBP_SHARE) if image.format == "WEBP" else max_pixels)
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=image_formats()) as image:
+            check_size(*image.size, int(max_pixels * SHARE) if image.format in LARGE_DECODERS else max_pixels)
             if image.format == "TIFF":
                 _check_tiff(image, max_pixels)
             if getattr(image, "is_animated", False) and image.format != "MPO":
@@ -258,7 +274,9 @@ def _decode_pil(data: bytes | Path, name: str, max_pixels: int) -> Array:
         del image  # its memory is needed below
         return _upright(pixels, orientation)
     except UnidentifiedImageError as error:  # its message shows an object of Python
-        raise _corrupt(name, ValueError(f"no image of the formats {', '.join(FORMATS)}, or a damaged one")) from error
+        raise _corrupt(
+            name, ValueError(f"no image of the formats {', '.join(image_formats())}, or a damaged one")
+        ) from error
     except Image.DecompressionBombError as error:
         raise _corrupt(name, ValueError(f"it has more than {HARD_LIMIT} pixels")) from error
     except Exception as error:  # PIL raises exceptions of many types for broken files

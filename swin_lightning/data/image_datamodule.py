@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from swin_lightning.batch import IGNORE_INDEX, Batch, Preprocessing
-from swin_lightning.data.decoding import HARD_LIMIT, MAX_PIXELS
+from swin_lightning.data.decoding import MAX_PIXELS, MaxPixels
 from swin_lightning.data.erasing import Boxes, erase, random_boxes
 from swin_lightning.data.layouts import left_out_note, summarize_left_out
 from swin_lightning.data.mixup import MixupCutmix
-from swin_lightning.data.readers import FileReader, Reader, labels_of, left_out_of, read_unlabelled
+from swin_lightning.data.readers import FileReader, Reader, Sources, labels_of, left_out_of, read_unlabelled
 from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, OnBadImage, ResumableSampler
 from swin_lightning.data.splits import describe_classes
 from swin_lightning.data.transforms import (
@@ -46,7 +46,6 @@ log = logging.getLogger(__name__)
 SPLITS = {"train": "train", "sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}  # by stage
 Alpha = Annotated[float, Range(ge=0, le=100)]  # of a Beta distribution; at 100 all ratios are near 1/2
 Mean = tuple[Probability, Probability, Probability]  # of the pixels in [0, 1], by channel
-MaxPixels = Annotated[int, Range(ge=1, le=HARD_LIMIT)]
 Deviation = Annotated[float, Range(ge=1e-4, le=1)]
 Std = tuple[Deviation, Deviation, Deviation]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -120,8 +119,7 @@ class ImageDataModule(LightningDataModule):
         if rand_augment is not None:
             RandAugment.from_name(rand_augment)
         super().__init__()
-        self.image_size = image_size
-        self.batch_size = batch_size
+        self.image_size, self.batch_size = image_size, batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.crop, self.crop_scale = crop, crop_scale
@@ -133,9 +131,7 @@ class ImageDataModule(LightningDataModule):
         self.mean = (red, green, blue)
         red, green, blue = std
         self.std = (red, green, blue)
-        self.predict_path = predict_path
-        self.on_bad_image = on_bad_image
-        self.max_pixels = max_pixels
+        self.predict_path, self.on_bad_image, self.max_pixels = predict_path, on_bad_image, max_pixels
         self.seed = seed
         self.sources: dict[str, Reader] = Sources()  # by split: train, val, test, predict
         self._bad_images: set[str] = set()  # names
@@ -395,14 +391,6 @@ class ImageDataModule(LightningDataModule):
             why = left_out_note(reader.left_out)
             raise UserError(f"data.predict_path: no images in folder {self.predict_path!r}{why}")
         return reader
-
-
-class Sources(dict[str, Reader]):
-    """Readers by split."""
-
-    def __missing__(self, split: str) -> Reader:
-        stage = {"train": "fit", "val": "fit"}.get(split, split)
-        raise UserError(f"the {split} split has not been read: call setup({stage!r}) of the data module first")
 
 
 def _free_cores() -> int:

@@ -32,6 +32,14 @@ class Reader(Protocol):
     def name(self, index: int) -> str: ...
 
 
+class Sources(dict[str, Reader]):
+    """Readers by split."""
+
+    def __missing__(self, split: str) -> Reader:
+        stage = {"train": "fit", "val": "fit"}.get(split, split)
+        raise UserError(f"the {split} split has not been read: call setup({stage!r}) of the data module first")
+
+
 class ArrayReader:
     """Images that fit into memory: `N, H, W, 3` uint8 and labels `N`. Forked workers share the arrays."""
 
