@@ -27,6 +27,12 @@ FORBIDDEN = {
     "runs.py": ("torch", "lightning", "swin_lightning.config", "swin_lightning.cli"),
     "callbacks.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
     "checkpointing.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
+    "last_checkpoint.py": (
+        "swin_lightning.tasks",
+        "swin_lightning.data",
+        "swin_lightning.config",
+        "swin_lightning.cli",
+    ),
     "ema.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
     "shutdown.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
     "non_finite.py": ("swin_lightning.tasks", "swin_lightning.data", "swin_lightning.config", "swin_lightning.cli"),
@@ -56,6 +62,8 @@ PRIVATE_NAMES = {
 TESTED_ELSEWHERE = {
     "batch.py": "data/test_image_datamodule.py",
     "commands.py": "test_help.py",
+    "last_checkpoint.py": "test_checkpointing.py",
+    "rank_channel.py": "test_shutdown.py",
     "benchmark/augmentation_sheet.py": "test_benchmark.py",
     "benchmark/memory.py": "test_benchmark.py",
     "benchmark/step.py": "test_benchmark.py",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from swin_lightning.checkpoint_files import header, next_best, saved_at, verify
-from swin_lightning.checkpointing import AtomicCheckpointIO
+from swin_lightning.checkpoint_io import AtomicCheckpointIO
 from swin_lightning.errors import UserError
 from swin_lightning.models.weights import read_checkpoint
 

@@ -1,8 +1,6 @@
 """Checkpoints: atomic writes, exact resume from any step, interruptions, best and last checkpoint."""
 
-import errno
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -13,13 +11,14 @@ import pytest
 import torch
 from lightning import Callback
 
-from swin_lightning import checkpointing
+from swin_lightning import last_checkpoint
 from swin_lightning.callbacks import BestMetric, EarlyStopping, TrainingMonitor
-from swin_lightning.checkpointing import AtomicCheckpointIO, Checkpoint, LastCheckpoint, PerStepSeed
+from swin_lightning.checkpointing import Checkpoint, PerStepSeed
 from swin_lightning.cli import main
 from swin_lightning.data import Digits
 from swin_lightning.ema import EMA
 from swin_lightning.errors import UserError
+from swin_lightning.last_checkpoint import LastCheckpoint
 from swin_lightning.loggers import CSVLogger
 from swin_lightning.models import SwinTransformer
 from swin_lightning.shutdown import Interrupted
@@ -86,42 +85,6 @@ def reference(request, tmp_path_factory):
     record = Record(tmp_path_factory.mktemp("reference"))
     assert fit(record.folder, callbacks=[record], **options).global_step == 16
     return options, record
-
-
-# writing
-
-
-def test_failed_write_keeps_previous_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / "checkpoints" / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
-
-    def full_disk(content, file):
-        file.write(b"half of it")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(checkpointing.torch, "save", full_disk)
-    with pytest.raises(UserError, match=f"{path} cannot be written .*No space left.*the previous one is kept"):
-        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
-    assert load(path) == {"step": 1}
-    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
-
-
-def test_checkpoint_is_flushed_to_disk_before_it_replaces_the_previous_one(tmp_path, monkeypatch):
-    path, calls = tmp_path / "last.ckpt", []
-    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
-    fsync, replace = os.fsync, os.replace
-
-    def recorded_replace(a, b):
-        calls.append("replace")
-        assert load(a) == {"step": 2}
-        assert load(b) == {"step": 1}
-        replace(a, b)
-
-    monkeypatch.setattr(checkpointing.os, "fsync", lambda fd: calls.append("fsync") or fsync(fd))
-    monkeypatch.setattr(checkpointing.os, "replace", recorded_replace)
-    AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
-    assert calls[:2] == ["fsync", "replace"]
-    assert load(path) == {"step": 2}
 
 
 # resuming
@@ -377,7 +340,7 @@ def test_checkpoints_are_written_when_due(tmp_path, options, last_steps, best_st
 
 def test_last_checkpoint_is_written_every_n_minutes(tmp_path, monkeypatch):
     clock, last = SimpleNamespace(now=0), LastSteps(tmp_path)
-    monkeypatch.setattr(checkpointing, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(last_checkpoint, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
     class Tick(Callback):
         def on_train_batch_start(self, *_):

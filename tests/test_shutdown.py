@@ -16,7 +16,8 @@ from swin_lightning.checkpointing import Checkpoint
 from swin_lightning.cli import main
 from swin_lightning.ema import EMA
 from swin_lightning.non_finite import NonFinite
-from swin_lightning.shutdown import Interrupted, RankChannel, Shutdown, raise_on_signals
+from swin_lightning.rank_channel import RankChannel
+from swin_lightning.shutdown import Interrupted, Shutdown, raise_on_signals
 from tests.support.cli import DIGITS, SHORT
 from tests.support.faults import inject
 from tests.support.training import Scores, fit_scores, load

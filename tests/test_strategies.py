@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
 from swin_lightning import SwinClassifier
-from swin_lightning.checkpointing import AtomicCheckpointIO
+from swin_lightning.checkpoint_io import AtomicCheckpointIO
 from swin_lightning.cli import main
 from swin_lightning.errors import UserError
 from swin_lightning.models import SwinTransformer

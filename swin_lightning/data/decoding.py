@@ -117,6 +117,15 @@ class LazyImage:
         return self._header
 
 
+def pil_pixels(image: Image.Image) -> Array:
+    """The pixels of an opened image, `H, W, 3` uint8 RGB, with the EXIF orientation applied.
+
+    Raises:
+        ValueError: If the pixels are floating-point numbers or exceed 16 bits.
+    """
+    return np.array(_to_rgb(ImageOps.exif_transpose(image)))  # a copy: torch.from_numpy needs writable memory
+
+
 # helpers
 
 
@@ -203,7 +212,7 @@ def _decode_pil(data: bytes | Path, name: str) -> Array:
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
             image.load()
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))  # a copy: torch.from_numpy needs writable memory
+            return pil_pixels(image)
     except Exception as error:  # PIL raises exceptions of many types for broken files
         raise _corrupt(name, error) from error
 

@@ -1,6 +1,5 @@
 """The base class of all data modules: loaders, augmentation and normalisation of labelled images."""
 
-import functools
 import logging
 import os
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from swin_lightning.batch import IGNORE_INDEX, Batch
+from swin_lightning.batch import IGNORE_INDEX, Batch, Preprocessing
 from swin_lightning.data.erasing import Boxes, erase, random_boxes
 from swin_lightning.data.mixup import MixupCutmix
 from swin_lightning.data.readers import FileReader, Reader, list_images
@@ -102,7 +101,10 @@ class ImageDataModule(LightningDataModule):
         self.random_erasing = random_erasing
         self.mixing = MixupCutmix(mixup, cutmix, mix_probability, mix_switch)
         self.eval_crop, self.eval_crop_ratio = eval_crop, eval_crop_ratio
-        self.mean, self.std = tuple(mean), tuple(std)
+        red, green, blue = mean
+        self.mean = (red, green, blue)
+        red, green, blue = std
+        self.std = (red, green, blue)
         self.predict_path = predict_path
         self.on_bad_image = on_bad_image
         self.seed = seed
@@ -205,6 +207,11 @@ class ImageDataModule(LightningDataModule):
             images = erase(images, boxes)
         return self.mixing(images, targets, self.num_classes, rng)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Stored in checkpoints: the preprocessing, unless a subclass replaces a part of it by code of its own."""
+        own = [getattr(type(self), name) is getattr(ImageDataModule, name) for name in ("eval_transform", "normalize")]
+        return {"preprocessing": self.preprocessing().state()} if all(own) else {}
+
     def teardown(self, stage: str) -> None:
         if self._bad_images:
             names = sorted(self._bad_images)
@@ -224,22 +231,21 @@ class ImageDataModule(LightningDataModule):
     def eval_transform(self) -> Transform:
         return eval_transform(self.image_size, self.eval_crop, self.eval_crop_ratio)
 
+    def preprocessing(self) -> Preprocessing:
+        """How `eval_transform` and `normalize` turn an image into the input of the network."""
+        return Preprocessing(self.image_size, self.eval_crop, self.eval_crop_ratio, self.mean, self.std)
+
     def eval_protocol(self) -> str:
         """The resize and crop of evaluation in words, such as `resize 256, crop 224`."""
-        size = self.image_size
-        if self.eval_crop == "squash" or self.eval_crop_ratio == 1.0:
-            return f"resize {size} x {size}"
-        return f"resize {int(size / self.eval_crop_ratio)}, crop {size}"
+        return self.preprocessing().protocol()
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 pixels `B, 3, H, W` to float with the data set's mean and standard deviation removed."""
-        mean, std = _per_channel(self.mean, images.device), _per_channel(self.std, images.device)
-        return (images / 255 - mean) / std
+        return self.preprocessing().normalize(images)
 
     def denormalize(self, images: Tensor) -> Tensor:
         """The inverse of `normalize`: float to uint8 pixels."""
-        mean, std = _per_channel(self.mean, images.device), _per_channel(self.std, images.device)
-        return ((images * std + mean) * 255).round().clamp(0, 255).byte()
+        return self.preprocessing().denormalize(images)
 
     def sample_name(self, split: str, index: int) -> str:
         """Name of a sample in messages and predictions: the path of an image file, or its position in the data set."""
@@ -325,13 +331,6 @@ class ImageDataModule(LightningDataModule):
         if not paths:
             raise UserError(f"data.predict_path: no images in folder {self.predict_path!r}")
         return FileReader(paths, [IGNORE_INDEX] * len(paths))
-
-
-@functools.cache
-def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """Tensor `3, 1, 1` on the device, cached: a copy from the host in every step would synchronise with the GPU."""
-    with torch.inference_mode(False):  # evaluation may create it first, and training needs it for gradients
-        return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def _free_cores() -> int:
