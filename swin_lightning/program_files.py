@@ -6,6 +6,7 @@ run what it contains.
 """
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -169,7 +170,9 @@ def _open_pt2(path: Path) -> tuple[Run, Mapping[str, str]]:
 def _open_torchscript(path: Path) -> tuple[Run, Mapping[str, str]]:
     extra = {METADATA_FILE: ""}
     try:
-        program = torch.jit.load(path, map_location="cpu", _extra_files=extra)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of all of TorchScript
+            program = torch.jit.load(path, map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
     except Exception as error:  # RuntimeError of the archive, or of its code
         raise _damaged(path, "TorchScript archive", error) from error
     return cast(Run, program), json.loads(extra[METADATA_FILE] or "{}")

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swin_lightning.errors import CommandParser, UserError
+from swin_lightning.models.weight_formats import EXPORT_FORMATS
 
 if TYPE_CHECKING:
     import argparse
 
-WEIGHTS = ("swin_lightning", "official", "timm", "torchvision", "transformers", "transformers4", "mmpretrain")
 PROGRAMS = {"onnx": ".onnx", "pt2": ".pt2", "torchscript": ".pt"}  # format -> suffix
 PROGRAM_OPTIONS = ("size", "with_preprocessing")
 ONNX_OPTIONS = ("int8", "fp16", "calibration")
@@ -30,7 +30,7 @@ def export(args: list[str]) -> None:
 
     from swin_lightning.export.conversion import export_program, export_weights_file  # imports torch and Lightning
 
-    if options.format in WEIGHTS:
+    if options.format in EXPORT_FORMATS:
         export_weights_file(options.checkpoint, Path(options.output), options.format)
     else:
         export_program(
@@ -48,7 +48,10 @@ def build_parser() -> CommandParser:
     parser = CommandParser("swin-lightning export", description=export.__doc__)
     parser.add_argument("checkpoint", metavar="RUN_OR_CKPT", help="run folder (its best checkpoint), or a checkpoint")
     parser.add_argument(
-        "--format", choices=[*WEIGHTS, *PROGRAMS], default=WEIGHTS[0], help="weight format, or kind of program"
+        "--format",
+        choices=[*EXPORT_FORMATS, *PROGRAMS],
+        default="swin_lightning",
+        help="weight format, or kind of program",
     )
     suffixes = ".safetensors or .pth file; " + ", ".join(f"{suffix} for {name}" for name, suffix in PROGRAMS.items())
     parser.add_argument("--output", required=True, metavar="FILE", help=suffixes)
@@ -61,9 +64,7 @@ def build_parser() -> CommandParser:
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--int8", action="store_true", help="quantize an ONNX program with calibration images")
     precision.add_argument("--fp16", action="store_true", help="half-precision weights of an ONNX program")
-    parser.add_argument(
-        "--calibration", metavar="PATH", help="images for --int8 (default: training images of the run)"
-    )
+    parser.add_argument("--calibration", metavar="PATH", help="images for --int8 (default: training images of the run)")
     return parser
 
 

@@ -65,9 +65,28 @@ def write_program(classifier: nn.Module, path: Path, info: ProgramInfo) -> None:
     """
     with _evaluation_mode(classifier), torch.no_grad():
         network: nn.Module = Network(classifier, half=info.precision == "fp16")
-        images = torch.zeros(2, _in_chans(classifier), *info.input_size)
+        images = torch.zeros(2, in_channels(classifier), *info.input_size)
         writer = {"onnx": _write_onnx, "pt2": _write_pt2, "torchscript": _write_torchscript}[program_format(path)]
         writer(network, images, path, info)
+
+
+def in_channels(classifier: nn.Module) -> int:
+    """Number of image channels that a classifier takes."""
+    backbone = classifier.backbone
+    return backbone.patch_embed.proj.in_channels if isinstance(backbone, SwinTransformer) else 3
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of exporters about their own internals and about libraries that are not needed."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 # helpers
@@ -82,7 +101,7 @@ def _write_onnx(network: nn.Module, images: Tensor, path: Path, info: ProgramInf
         ) from error
     program, inputs, shapes = _with_preprocessing(network, images, info)
     names = ("image", "probabilities") if info.includes_preprocessing else ("images", "logits")
-    with _quiet():
+    with quiet():
         exported = torch.onnx.export(
             program,
             (inputs,),
@@ -106,9 +125,8 @@ def _write_pt2(network: nn.Module, images: Tensor, path: Path, info: ProgramInfo
 
 
 def _write_torchscript(network: nn.Module, images: Tensor, path: Path, info: ProgramInfo) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, and shapes of the trace are constant on purpose
-        program: nn.Module = torch.jit.trace(network, images[:1])
+    with quiet():  # TorchScript is deprecated, and shapes of the trace are constant on purpose
+        program: nn.Module = torch.jit.trace(network, images[:1])  # type: ignore[no-untyped-call]
         if info.includes_preprocessing:
             program = torch.jit.script(ImageClassifier(_preprocess(info), program).eval())
         torch.jit.save(program, path, _extra_files={METADATA_FILE: json.dumps(info.metadata())})
@@ -133,11 +151,6 @@ def _preprocess(info: ProgramInfo) -> ResizeCropNormalize:
     )
 
 
-def _in_chans(classifier: nn.Module) -> int:
-    backbone = classifier.backbone
-    return backbone.patch_embed.proj.in_channels if isinstance(backbone, SwinTransformer) else 3
-
-
 @contextmanager
 def _evaluation_mode(module: nn.Module) -> Iterator[None]:
     modes = {part: part.training for part in module.modules()}
@@ -147,17 +160,3 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's messages about torchvision and about its own internals."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
