@@ -197,6 +197,7 @@ def test_fast_dev_run_writes_nothing():
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_metrics_of_two_ranks_equal_those_of_one():
     # 360 test and 180 validation images in batches of 35: the last batches and the shares of the ranks are uneven
     arguments = ["fit", "-c", DIGITS, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2",

@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from swin_lightning.batch import IGNORE_INDEX, Batch
+from swin_lightning.checkpoint_classes import Allowed
 from swin_lightning.errors import UserError, summarize
 from swin_lightning.losses import class_probabilities
 from swin_lightning.models.weights import read_checkpoint
+from swin_lightning.ranges import PositiveInt, Rate, check_arguments
 from swin_lightning.tasks.base import Task
+from swin_lightning.tasks.loading import load_module
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +52,17 @@ class SwinClassifier(Task):
     def __init__(
         self,
         backbone: nn.Module,
-        num_classes: int,
-        label_smoothing: float = 0.0,
+        num_classes: PositiveInt,
+        label_smoothing: Rate = 0.0,
         loss: Callable[..., Any] | None = None,
         metrics: dict[str, Metric] | None = None,
         class_names: list[str] | None = None,
         **task: Any,
     ) -> None:
+        check_arguments(SwinClassifier.__init__, locals(), "model.")
         super().__init__(backbone, **task)
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise UserError(f"model.num_classes {num_classes} must be at least 1; data modules give it as num_classes")
+        if class_names is not None and len(class_names) != num_classes:
+            raise UserError(f"model.class_names has {len(class_names)} names for model.num_classes {num_classes}")
         self.num_classes = num_classes
         self.class_names = class_names
         self.label_smoothing = label_smoothing
@@ -179,26 +184,31 @@ class WeightedMean(Metric):
             self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, total: Tensor, count: Tensor) -> None:
-        self.total += total
-        self.count += count
+        # not in place: `validate` leaves inference tensors, which `fit` could not change
+        self.total = self.total + total
+        self.count = self.count + count
 
     def compute(self) -> Tensor:
         return self.total / self.count.clamp(min=1)
 
 
-def load_classifier(path: str) -> SwinClassifier:
+def load_classifier(path: str | Path, allow: Allowed = ()) -> SwinClassifier:
     """The classifier of a run's checkpoint, on the CPU.
 
+    Args:
+        path: The checkpoint.
+        allow: Classes that it may name besides those of `swin_lightning`, see `load_module`.
+
     Raises:
-        UserError: If the file is not a checkpoint of a run or does not store its backbone configuration.
+        UserError: As `load_module`; also if the file does not store its backbone configuration.
     """
     hparams = read_checkpoint(path).get("hyper_parameters")
     if not isinstance(hparams, Mapping) or "backbone" not in hparams:
         raise UserError(
-            f"checkpoint {path!r} does not store its backbone configuration (only checkpoints written by "
+            f"checkpoint {str(path)!r} does not store its backbone configuration (only checkpoints written by "
             "`swin-lightning fit` do); for weights alone, build the model in Python with weights=PATH"
         )
-    return SwinClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    return load_module(path, SwinClassifier, allow)
 
 
 # helpers

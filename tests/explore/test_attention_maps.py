@@ -163,6 +163,7 @@ def test_blocks_are_selected_by_index():
         record["layers.0.blocks.0"].attention_from(12, 0)
 
 
+@pytest.mark.slow
 def test_recording_a_compiled_model():
     model = SwinTransformer(**SMALL | {"depths": (2,), "num_heads": (2,)}).eval()
     model.compile(backend="eager")

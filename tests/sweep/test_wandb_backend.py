@@ -75,6 +75,7 @@ def wait_for(condition, seconds=120):
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_wandb_sweep_and_agent_run_a_sweep_file(server, as_client):
     output = run(server, *WANDB, "sweep", sweep_file(run_cap=2))
     assert f"wandb agent {PATH}" in output
