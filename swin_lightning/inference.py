@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from swin_lightning.batch import IGNORE_INDEX, Preprocessing, find_preprocessing
+from swin_lightning.checkpoint_classes import Allowed
 from swin_lightning.data.decoding import LazyImage, pil_pixels
 from swin_lightning.data.readers import list_images
 from swin_lightning.data.sampling import channels_first
@@ -71,6 +72,7 @@ class Predictor:
         batch_size: Images per forward pass.
         preprocessing: In place of what the checkpoint states; needed if it states none, such as one of a data module
             with an `eval_transform` of its own.
+        allow: Classes that the checkpoint may name besides those of `swin_lightning`, see `checkpoint_classes`.
 
     Attributes:
         module: The LightningModule in evaluation mode on the device.
@@ -92,6 +94,7 @@ class Predictor:
         precision: PrecisionName | None = None,
         batch_size: int = 32,
         preprocessing: Preprocessing | None = None,
+        allow: Allowed = (),
     ) -> None:
         path = find_checkpoint_file(checkpoint)
         found = preprocessing or find_preprocessing(read_checkpoint(path))
@@ -104,7 +107,7 @@ class Predictor:
         _check_batch_size(batch_size)
         self.checkpoint, self.preprocessing, self.batch_size = path, found, batch_size
         self.device = _find_device(device)
-        module = load_classifier(str(path))
+        module = load_classifier(path, allow)
         if precision is None:
             chosen, _ = default_precision(self.device.type, module, found.image_size, batch_size)
             precision = cast(PrecisionName, chosen)
@@ -181,6 +184,7 @@ class ProgramPredictor(Predictor):
         precision: PrecisionName | None = None,
         batch_size: int = 32,
         preprocessing: Preprocessing | None = None,
+        allow: Allowed = (),
     ) -> None:
         path = find_checkpoint_file(checkpoint)
         if precision is not None or torch.device(device or "cpu").type != "cpu":

@@ -6,7 +6,7 @@ Every file is written beside its place, run once and compared with the checkpoin
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swin_lightning.errors import CommandParser, UserError
+from swin_lightning.errors import CommandParser, UserError, add_allow_option
 from swin_lightning.models.weight_formats import EXPORT_FORMATS
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def export(args: list[str]) -> None:
     from swin_lightning.export.conversion import export_program, export_weights_file  # imports torch and Lightning
 
     if options.format in EXPORT_FORMATS:
-        export_weights_file(options.checkpoint, Path(options.output), options.format)
+        export_weights_file(options.checkpoint, Path(options.output), options.format, options.allow_classes)
     else:
         export_program(
             options.checkpoint,
@@ -40,6 +40,7 @@ def export(args: list[str]) -> None:
             with_preprocessing=options.with_preprocessing,
             precision="int8" if options.int8 else "fp16" if options.fp16 else "fp32",
             calibration=options.calibration,
+            allow=options.allow_classes,
         )
 
 
@@ -65,6 +66,7 @@ def build_parser() -> CommandParser:
     precision.add_argument("--int8", action="store_true", help="quantize an ONNX program with calibration images")
     precision.add_argument("--fp16", action="store_true", help="half-precision weights of an ONNX program")
     parser.add_argument("--calibration", metavar="PATH", help="images for --int8 (default: training images of the run)")
+    add_allow_option(parser)
     return parser
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from swin_lightning.batch import IGNORE_INDEX
+from swin_lightning.checkpoint_classes import Allowed
 from swin_lightning.data.image_datamodule import ImageDataModule
 from swin_lightning.data.readers import list_images
 from swin_lightning.errors import UserError
@@ -20,10 +21,10 @@ CALIBRATION_IMAGES = 128
 EVALUATION_IMAGES = 2000
 
 
-def run_data(checkpoint: Path) -> ImageDataModule | None:
+def run_data(checkpoint: Path, allow: Allowed = ()) -> ImageDataModule | None:
     """The data module of the run that wrote a checkpoint, None for a checkpoint outside of a run folder."""
     run = RunFolder.of_checkpoint(checkpoint)
-    return load_run(run.path)[1] if run is not None else None
+    return load_run(run.path, allow)[1] if run is not None else None
 
 
 def calibration_images(path: str | None, data: ImageDataModule | None) -> list[Any]:
@@ -60,7 +61,12 @@ def predict(predictor: Predictor, images: Iterable[Any]) -> Tensor:
 
 
 def accuracy_table(
-    checkpoint: Path, program: Path, name: str, data: ImageDataModule | None, images: str | None = None
+    checkpoint: Path,
+    program: Path,
+    name: str,
+    data: ImageDataModule | None,
+    images: str | None = None,
+    allow: Allowed = (),
 ) -> str:
     """Checkpoint and program on the validation images of a run, or on other images without labels.
 
@@ -70,8 +76,10 @@ def accuracy_table(
         name: Column of the program, such as `int8`.
         data: The data module of the run; None for a checkpoint outside of a run folder.
         images: A path of images, used without a data module.
+        allow: Classes that the checkpoint may name besides those of `swin_lightning`.
     """
-    before, after = Predictor(checkpoint, device="cpu", precision="32-true"), Predictor(program)
+    before = Predictor(checkpoint, device="cpu", precision="32-true", allow=allow)
+    after = Predictor(program)
     labels = None
     if data is not None:
         pairs = list(split_images(data, "val", EVALUATION_IMAGES))

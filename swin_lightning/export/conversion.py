@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from swin_lightning.batch import IGNORE_INDEX, Preprocessing, find_preprocessing
+from swin_lightning.checkpoint_classes import Allowed
 from swin_lightning.data.sampling import channels_first
 from swin_lightning.data.transforms import eval_transform
 from swin_lightning.errors import UserError
@@ -29,13 +30,13 @@ from swin_lightning.tasks.classification import SwinClassifier, load_classifier
 TOLERANCE: dict[ProgramPrecision, float] = {"fp32": 1e-4, "fp16": 0.05, "int8": 1.0}
 
 
-def export_weights_file(checkpoint: str, output: Path, target: str) -> None:
+def export_weights_file(checkpoint: str, output: Path, target: str, allow: Allowed = ()) -> None:
     """Write the weights of a checkpoint in a weight format, read them back, and compare the logits.
 
     Raises:
         UserError: As `load_classifier` and `save_weights`.
     """
-    classifier = load_classifier(str(find_checkpoint_file(checkpoint)))
+    classifier = load_classifier(find_checkpoint_file(checkpoint), allow)
 
     def write(path: Path) -> float:
         save_weights(classifier, path, target)
@@ -57,6 +58,7 @@ def export_program(
     with_preprocessing: bool = False,
     precision: ProgramPrecision = "fp32",
     calibration: str | None = None,
+    allow: Allowed = (),
 ) -> None:
     """Write a checkpoint as a program, see `write_program`, run it, and compare it with the checkpoint.
 
@@ -67,12 +69,13 @@ def export_program(
         with_preprocessing: The program takes one uint8 RGB image of any size.
         precision: Of the weights; fp16 and int8 print accuracies before and after.
         calibration: Images for int8; by default training images of the run.
+        allow: Classes that the checkpoint may name besides those of `swin_lightning`, see `checkpoint_classes`.
 
     Raises:
         UserError: If the checkpoint does not state what is needed, or the program computes something else.
     """
     path = find_checkpoint_file(checkpoint)
-    classifier, preprocessing = load_classifier(str(path)).eval(), find_preprocessing(read_checkpoint(path))
+    classifier, preprocessing = load_classifier(path, allow).eval(), find_preprocessing(read_checkpoint(path))
     if preprocessing is None and (with_preprocessing or precision == "int8"):
         option = "--with-preprocessing" if with_preprocessing else "--int8"
         raise UserError(f"{option}: checkpoint {str(path)!r} does not state its preprocessing")
@@ -86,7 +89,7 @@ def export_program(
     channels = in_channels(classifier)
     if with_preprocessing and channels != 3:
         raise UserError(f"--with-preprocessing: the network has {channels} input channels, an RGB image has 3")
-    data = run_data(path) if precision != "fp32" else None
+    data = run_data(path, allow) if precision != "fp32" else None
 
     def write(target: Path) -> float:
         if precision == "int8":
@@ -99,7 +102,7 @@ def export_program(
 
     difference = _write_atomically(output, write)
     if precision != "fp32":
-        print(accuracy_table(path, output, precision, data, calibration))
+        print(accuracy_table(path, output, precision, data, calibration, allow))
     kind = f"onnx opset {OPSET}" if program_format(output) == "onnx" else program_format(output)
     size_mb = output.stat().st_size / 2**20
     # random images are outside of the ranges of a calibration
