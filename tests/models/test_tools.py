@@ -1,7 +1,7 @@
 """The models in tools that look for `nn.Linear`, hook, wrap, trace, quantize, shard or materialise modules.
 
 The rows of the table of tools in docs/checkpoints.md. Tools that are not installed are skipped: `pip install
-swin_lightning[test-tools]`.
+swin_lightning[test-tools,export]`.
 """
 
 import copy
