@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from swin_lightning.batch import IGNORE_INDEX, Batch, Preprocessing
+from swin_lightning.data.decoding import MAX_PIXELS, MaxPixels
 from swin_lightning.data.description import describe_split
 from swin_lightning.data.erasing import Boxes, erase, random_boxes
 from swin_lightning.data.layouts import left_out_note
 from swin_lightning.data.mixup import MixupCutmix
-from swin_lightning.data.readers import FileReader, Reader, labels_of, read_unlabelled
+from swin_lightning.data.readers import FileReader, Reader, Sources, labels_of, read_unlabelled
 from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, OnBadImage, ResumableSampler, Sampling
 from swin_lightning.data.transforms import (
     AreaRange,
@@ -84,6 +85,7 @@ class ImageDataModule(LightningDataModule):
             classes are repeated with other augmentation, and some of the large ones are left out.
         class_weights: `balanced` weights the loss of a class by the inverse of its number of training images; the mean
             weight of an image is 1.
+        max_pixels: Largest number of pixels of an image file that is decoded; a larger one is unreadable.
         seed: Seed of order, augmentation and mixing.
 
     Raises:
@@ -116,14 +118,14 @@ class ImageDataModule(LightningDataModule):
         on_bad_image: OnBadImage = "raise",
         sampler: Sampling = "shuffle",
         class_weights: Literal["balanced"] | None = None,
+        max_pixels: MaxPixels = MAX_PIXELS,
         seed: Seed = 0,
     ) -> None:
         check_arguments(ImageDataModule.__init__, locals(), "data.")
         if rand_augment is not None:
             RandAugment.from_name(rand_augment)
         super().__init__()
-        self.image_size = image_size
-        self.batch_size = batch_size
+        self.image_size, self.batch_size = image_size, batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.crop, self.crop_scale = crop, crop_scale
@@ -135,11 +137,10 @@ class ImageDataModule(LightningDataModule):
         self.mean = (red, green, blue)
         red, green, blue = std
         self.std = (red, green, blue)
-        self.predict_path = predict_path
-        self.on_bad_image = on_bad_image
         self.sampler, self.class_weighting = sampler, class_weights
+        self.predict_path, self.on_bad_image, self.max_pixels = predict_path, on_bad_image, max_pixels
         self.seed = seed
-        self.sources: dict[str, Reader] = {}  # by split: train, val, test, predict
+        self.sources: dict[str, Reader] = Sources()  # by split: train, val, test, predict
         self._bad_images: set[str] = set()  # names
 
     # for subclasses
@@ -367,7 +368,7 @@ class ImageDataModule(LightningDataModule):
         transform = self.train_transform() if training else self.eval_transform()
         workers = self.workers()
         return LazyDataLoader(
-            ImageDataset(self.sources[split], transform, self.seed, self.on_bad_image, training),
+            ImageDataset(self.sources[split], transform, self.seed, self.on_bad_image, training, self.max_pixels),
             batch_size=sampler.batch_size,
             sampler=sampler,
             drop_last=training,
