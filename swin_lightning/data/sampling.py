@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from swin_lightning.batch import IGNORE_INDEX
-from swin_lightning.data.decoding import CorruptImageError
+from swin_lightning.data.decoding import MAX_PIXELS, CorruptImageError, LazyImage
 from swin_lightning.data.readers import Reader
 from swin_lightning.data.transforms import Transform
 from swin_lightning.errors import UserError
@@ -37,6 +37,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             Batches keep their size so that ranks stay in step: in training the next readable image replaces it, with
             its own label; in evaluation a black image of index -1 does, which counts in no metric.
         training: Whether the samples are for training.
+        max_pixels: Largest number of pixels of an image file that is decoded.
 
     Raises:
         UserError: If an image is unreadable, or 100 consecutive images are where they are skipped.
@@ -49,9 +50,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         on_bad_image: OnBadImage = "raise",
         training: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.reader, self.transform, self.seed = reader, transform, seed
-        self.on_bad_image, self.training = on_bad_image, training
+        self.on_bad_image, self.training, self.max_pixels = on_bad_image, training, max_pixels
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -62,7 +64,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         index = ~index if padding else index
         seed = (self.seed, epoch, index)
         try:
-            image, target = self.reader[index]
+            image, target = self._read(index)
             pixels, used_index, bad_index = self.transform(image, seed), index, -1
         except CorruptImageError:
             if self.on_bad_image == "raise":
@@ -73,6 +75,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
             target, used_index = IGNORE_INDEX, -1
         return {"image": channels_first(pixels), "target": target, "index": used_index, "bad_index": bad_index}
 
+    def _read(self, index: int) -> tuple[np.ndarray | LazyImage, int]:
+        image, target = self.reader[index]
+        if isinstance(image, LazyImage):
+            image.max_pixels = self.max_pixels
+        return image, target
+
     def _replacement(self, index: int, seed: tuple[int, int, int]) -> tuple[np.ndarray, int, int]:
         """Pixels, target and index of the sample that replaces an unreadable image."""
         if not self.training:
@@ -80,7 +88,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         for step in range(1, min(MAX_REPLACEMENTS, len(self.reader))):
             candidate = (index + step) % len(self.reader)
             try:
-                image, target = self.reader[candidate]
+                image, target = self._read(candidate)
                 return self.transform(image, seed), target, candidate
             except CorruptImageError:
                 pass
