@@ -35,6 +35,7 @@ from swin_lightning.commands import COMMANDS, asks_for_help, check_command, load
 from swin_lightning.data import ImageDataModule, ImageNet
 from swin_lightning.errors import UserError, summarize, user_error
 from swin_lightning.experiment_files import installed_experiments
+from swin_lightning.loggers import place_in_run_folder
 from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.state_check import check_state, limit_to_state
 from swin_lightning.models.weights import read_checkpoint
@@ -134,8 +135,8 @@ class CLI(LightningCLI):
             options.return_predictions = False  # they would fill the memory
         loggers = options.trainer.logger if isinstance(options.trainer.logger, list) else [options.trainer.logger]
         for logger in loggers:
-            if isinstance(logger, Namespace) and logger.get("init_args.save_dir", "") is None:
-                logger.init_args.save_dir = str(self.run.path)
+            if isinstance(logger, Namespace):
+                place_in_run_folder(logger, self.run)
         options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.run.checkpoints)
         options.trainer.default_root_dir = options.trainer.default_root_dir or str(self.run.path)
 

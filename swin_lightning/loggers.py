@@ -314,6 +314,25 @@ class Ignored:
         return iter(())
 
 
+def place_in_run_folder(logger: Any, run: RunFolder) -> None:
+    """Let a logger of the configuration write into the run folder, unless it says another place.
+
+    Args:
+        logger: Its `class_path` and `init_args`, as parsed; changed in place.
+        run: The run folder.
+    """
+    name, args = logger.class_path.rpartition(".")[2], logger.get("init_args") or {}
+    if "save_dir" in args and args["save_dir"] is None:
+        args["save_dir"] = str(run.path)
+    if name == "TensorBoardLogger" and args.get("version", 0) is None:
+        args["version"] = 0  # a resumed run adds to the same events
+    if name == "MLFlowLogger" and args.get("tracking_uri") is None and not os.environ.get("MLFLOW_TRACKING_URI"):
+        # MLflow no longer writes to plain folders
+        args["tracking_uri"] = f"sqlite:///{(run.path / 'mlflow.db').resolve()}"
+        args["artifact_location"] = args.get("artifact_location") or (run.path / "mlflow").resolve().as_uri()
+        args["run_name"] = args.get("run_name") or run.name
+
+
 # helpers
 
 
