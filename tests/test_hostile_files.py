@@ -69,7 +69,12 @@ def test_there_are_sixty_files():
     assert sum(map(len, kinds)) >= 60
 
 
-@pytest.mark.parametrize("name", hostile.CHECKPOINTS)
+SLOW = ("compressed zeros",)  # to write
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in hostile.CHECKPOINTS]
+)
 def test_checkpoint_in_python(name, folder):
     path = folder / "a.ckpt"
     hostile.CHECKPOINTS[name](path)
@@ -92,6 +97,34 @@ def test_checkpoint_on_the_command_line(name, entrance, folder):
         else:
             main([entrance, *options, *(["--data.predict_path=."] if entrance == "predict" else [])])
     assert not Path("w.safetensors").exists()
+
+
+PREPROCESSING = {"image_size": 32, "crop": "center", "crop_ratio": 0.9, "mean": (0, 0, 0), "std": (1, 1, 1)}
+PREPROCESSING["interpolation"] = "bicubic"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_size": 10**6},
+        {"image_size": "32"},
+        {"crop_ratio": 1e-9},
+        {"crop_ratio": float("nan")},
+        {"crop": "$(touch ran)"},
+        {"std": (0, 0, 0)},
+        {"mean": (float("nan"),) * 3},
+        {"mean": "abc"},
+        {"interpolation": 7},
+    ],
+)
+def test_preprocessing_of_a_checkpoint(change, folder):
+    path = write_checkpoint(folder / "a.ckpt")
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "Digits": {"preprocessing": PREPROCESSING}}, path)
+    Predictor(path, device="cpu")
+    torch.save({**content, "Digits": {"preprocessing": {**PREPROCESSING, **change}}}, path)
+    with refused(path):
+        Predictor(path, device="cpu")
 
 
 @pytest.mark.parametrize("name", hostile.WEIGHTS)
