@@ -17,7 +17,7 @@ class Batch(TypedDict):
     Attributes:
         image: Normalised images, `B, 3, H, W` float.
         target: Class indices, `B`, or class probabilities, `B, K` (mixup, CutMix).
-        index: Indices in the data set, `B`; -1 where an image could not be read.
+        index: Indices in the data set, `B`; -1 for images that could not be read and for padding samples.
     """
 
     image: Tensor

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from swin_lightning.errors import UserError
 from swin_lightning.monitors import DEFAULT_MONITOR, Mode, find_mode, not_logged, resolve_mode
+from swin_lightning.ranges import NonNegative, NonNegativeInt, check_arguments
 from swin_lightning.runs import RunFolder
 from swin_lightning.step_mean import should_log
 from swin_lightning.strategies import full_tensor
@@ -39,8 +40,13 @@ class EarlyStopping(LightningEarlyStopping):
     section = "early_stopping"
 
     def __init__(
-        self, patience: int = 0, monitor: str = DEFAULT_MONITOR, mode: Mode | None = None, min_delta: float = 0.0
+        self,
+        patience: NonNegativeInt = 0,
+        monitor: str = DEFAULT_MONITOR,
+        mode: Mode | None = None,
+        min_delta: NonNegative = 0.0,
     ) -> None:
+        check_arguments(EarlyStopping.__init__, locals(), "early_stopping.")
         known = mode or find_mode(monitor) or "max"  # see resolve_mode
         super().__init__(monitor=monitor, mode=known, patience=patience, min_delta=min_delta)
         self.enabled, self._given_mode = patience > 0, mode

@@ -8,7 +8,7 @@ for any number of ranks and devices, whereas a stored generator state would be t
 
 import logging
 import os
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from swin_lightning.checkpoint_io import use_atomic_io
 from swin_lightning.errors import UserError
 from swin_lightning.last_checkpoint import LastCheckpoint
 from swin_lightning.monitors import DEFAULT_MONITOR, Mode, find_mode, is_written, not_logged, resolve_mode
+from swin_lightning.ranges import NonNegative, NonNegativeInt, PositiveInt, Range, check_arguments
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +71,13 @@ class Checkpoint(ModelCheckpoint):
         self,
         monitor: str = DEFAULT_MONITOR,
         mode: Mode | None = None,
-        save_top_k: int = 1,
-        every_n_epochs: int = 1,
-        every_n_train_steps: int = 0,
-        every_n_minutes: float = 0.0,
+        save_top_k: Annotated[int, Range(ge=-1)] = 1,
+        every_n_epochs: PositiveInt = 1,
+        every_n_train_steps: NonNegativeInt = 0,
+        every_n_minutes: NonNegative = 0.0,
         dirpath: str | None = None,
     ) -> None:
+        check_arguments(Checkpoint.__init__, locals(), "checkpoint.")
         super().__init__(
             dirpath=dirpath,
             filename="best",

@@ -102,6 +102,7 @@ def case(patterns: Iterable[str], names: Iterable[str] = (), options: Iterable[s
 def trainer_options() -> dict[str, list[str]]:
     """Options of `fit`, with those of all classes that this package provides, and the values to choose from."""
     from swin_lightning import options
+    from swin_lightning.signatures import parameters
 
     found = {"--ckpt_path": ["last", "best"], "--experiment": [], "--seed_everything": []}
     found |= {"--test_after_fit": ["true", "false"], "--print_config": []}
@@ -111,7 +112,7 @@ def trainer_options() -> dict[str, list[str]]:
         targets[key] = list(known.values())
     for key, classes in targets.items():
         for cls in classes:
-            for name, parameter in options.parameters(cls).items():
+            for name, parameter in parameters(cls).items():
                 if f"{key}.{name}" not in options.LINKED:
                     found.setdefault(f"--{key}.{name}", options.choices(parameter.type))
     return found

@@ -7,6 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from swin_lightning.ranges import Rate, check_arguments
 from swin_lightning.strategies import full_tensor, load_full_state, local_tensor
 
 
@@ -19,9 +20,13 @@ class EMA(Callback):
 
     Args:
         decay: Weight of the average at every optimizer step; 0 disables averaging.
+
+    Raises:
+        UserError: If the decay is not in [0, 1).
     """
 
-    def __init__(self, decay: float = 0.0) -> None:
+    def __init__(self, decay: Rate = 0.0) -> None:
+        check_arguments(EMA.__init__, locals(), "ema.")
         self.decay = decay
         self.enabled = decay > 0
         self.averages: dict[str, Tensor] = {}  # by name of the parameter; empty before the first step

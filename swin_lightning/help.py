@@ -15,13 +15,11 @@ from swin_lightning.commands import TRAINER_COMMANDS, asks_for_help
 from swin_lightning.errors import UserError
 from swin_lightning.options import (
     LINKED,
-    Parameter,
     class_arguments,
-    first_sentence,
-    parameters,
     type_text,
     value_text,
 )
+from swin_lightning.signatures import Parameter, first_sentence, parameters
 
 WIDTH = 120
 INDENT = 6 * " "

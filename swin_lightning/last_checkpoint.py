@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from swin_lightning.checkpoint_io import use_atomic_io
-from swin_lightning.errors import UserError
+from swin_lightning.ranges import NonNegative, NonNegativeInt, PositiveInt, check_arguments
 
 
 class LastCheckpoint(CheckpointCallback):
@@ -31,19 +31,17 @@ class LastCheckpoint(CheckpointCallback):
         dirpath: Folder; `checkpoints/` in the Trainer's `default_root_dir` by default.
 
     Raises:
-        UserError: For a negative interval.
+        UserError: For an interval out of range.
     """
 
     def __init__(
         self,
-        every_n_epochs: int = 1,
-        every_n_train_steps: int = 0,
-        every_n_minutes: float = 0.0,
+        every_n_epochs: PositiveInt = 1,
+        every_n_train_steps: NonNegativeInt = 0,
+        every_n_minutes: NonNegative = 0.0,
         dirpath: str | None = None,
     ) -> None:
-        for name, value in {"every_n_train_steps": every_n_train_steps, "every_n_minutes": every_n_minutes}.items():
-            if value < 0:
-                raise UserError(f"checkpoint.{name} {value} must be at least 0; 0 is off")
+        check_arguments(LastCheckpoint.__init__, locals(), "checkpoint.")
         self.every_n_epochs, self.dirpath = every_n_epochs, dirpath
         self.every_n_train_steps, self.every_n_minutes = every_n_train_steps, every_n_minutes
         self._saved_at, self._saved_step = 0.0, -1  # time and optimizer step of the last write

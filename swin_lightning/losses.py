@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swin_lightning.errors import UserError
+from swin_lightning.ranges import NonNegative, Positive, Rate, check_arguments
 
 
 class FocalLoss(nn.Module):
@@ -21,15 +21,14 @@ class FocalLoss(nn.Module):
         weight: Weight of each class, K numbers.
 
     Raises:
-        UserError: If gamma is negative.
+        UserError: If an argument is out of range.
     """
 
     weight: Tensor | None
 
-    def __init__(self, gamma: float = 2.0, weight: list[float] | None = None) -> None:
+    def __init__(self, gamma: NonNegative = 2.0, weight: list[NonNegative] | None = None) -> None:
         super().__init__()
-        if gamma < 0:
-            raise UserError(f"loss.gamma {gamma} must be at least 0")
+        check_arguments(FocalLoss.__init__, locals(), "model.loss.")
         self.gamma = gamma
         self.register_buffer(
             "weight", None if weight is None else torch.tensor(weight, dtype=torch.float32), persistent=False
@@ -55,10 +54,9 @@ class BinaryCrossEntropy(nn.Module):
 
     pos_weight: Tensor | None
 
-    def __init__(self, label_smoothing: float = 0.0, pos_weight: list[float] | None = None) -> None:
+    def __init__(self, label_smoothing: Rate = 0.0, pos_weight: list[Positive] | None = None) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"loss.label_smoothing {label_smoothing} must be in [0, 1)")
+        check_arguments(BinaryCrossEntropy.__init__, locals(), "model.loss.")
         self.label_smoothing = label_smoothing
         weight = None if pos_weight is None else torch.tensor(pos_weight, dtype=torch.float32)
         self.register_buffer("pos_weight", weight, persistent=False)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from swin_lightning.errors import UserError
+from swin_lightning.ranges import check_arguments
 from swin_lightning.strategies import full_tensor, local_tensor
 
 REMEDY = "lower model.lr, raise model.warmup_epochs, set trainer.gradient_clip_val, or check the data"
@@ -32,6 +33,7 @@ class NonFinite(Callback):
     """
 
     def __init__(self, action: Literal["stop", "skip"] = "stop") -> None:
+        check_arguments(NonFinite.__init__, locals(), "non_finite.")
         self.action = action
         self.skipped = 0
         self._indices: list[Tensor] = []  # of the samples of the current step, one entry per accumulated batch

@@ -4,19 +4,14 @@ Used by the help, the JSON schema and the shell completion. Types and descriptio
 """
 
 import inspect
-import re
-import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from functools import cache
 from os import PathLike
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import docstring_parser
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
@@ -28,6 +23,7 @@ from swin_lightning.callbacks import EarlyStopping
 from swin_lightning.checkpointing import Checkpoint
 from swin_lightning.ema import EMA
 from swin_lightning.non_finite import NonFinite
+from swin_lightning.ranges import Range, constraints
 
 GROUPS = {
     "trainer": Trainer,
@@ -40,26 +36,6 @@ LINKED = {
     *("model.num_classes", "model.class_names", "data.seed"),  # see the links of config.add_options
     *("model.optimizer.params", "model.optimizer.lr", "model.optimizer.weight_decay", "model.lr_schedule.optimizer"),
 }  # set by other options or by the task
-BOUNDS = {"≥": ">=", ">": ">", "≤": "<=", "<": "<"}  # of jsonargparse's restricted numbers
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter of a class or function. `default` is `inspect.Parameter.empty` if it is required."""
-
-    name: str
-    type: Any
-    default: Any
-    description: str
-
-    @property
-    def required(self) -> bool:
-        return self.default is inspect.Parameter.empty
-
-    @property
-    def summary(self) -> str:
-        """The first sentence of the description."""
-        return first_sentence(self.description)
 
 
 # known classes by class path
@@ -115,62 +91,6 @@ def effective_config(arguments: Sequence[str], command: str = "fit") -> Namespac
     return parser.parse_args(config.resolve_experiments(arguments))
 
 
-# parameters
-
-
-@cache
-def parameters(target: Callable[..., Any]) -> dict[str, Parameter]:
-    """Parameters of a class or function by name, with those that `**kwargs` passes on.
-
-    A class passes them to its bases; a function to the class that it returns, except those that it sets itself.
-    """
-    parser = ArgumentParser()
-    add: Any = parser.add_class_arguments if inspect.isclass(target) else parser.add_function_arguments
-    accepted = [name.removeprefix("of.") for name in add(target, "of", fail_untyped=False)]
-    found: dict[str, inspect.Parameter] = {}
-    types: dict[str, Any] = {}
-    texts: dict[str, str] = {}
-    for source in _sources(target):
-        function = vars(source).get("__init__") if inspect.isclass(source) else source
-        if inspect.isfunction(function):
-            found = {**inspect.signature(function).parameters, **found}
-            types = {**_type_hints(function), **types}
-        for docstring in (vars(source).get("__doc__"), getattr(function, "__doc__", None)):
-            for entry in docstring_parser.parse(docstring or "").params:
-                texts.setdefault(entry.arg_name, _plain_text(entry.description or ""))
-    return {
-        name: Parameter(name, types.get(name, Any), found[name].default, texts.get(name, ""))
-        for name in accepted
-        if name in found
-    }
-
-
-def _sources(target: Callable[..., Any]) -> tuple[Any, ...]:
-    """A class and its bases, or a function and the class that it returns with its bases."""
-    if inspect.isclass(target):
-        return target.__mro__
-    result = _type_hints(target).get("return")
-    return (target, *(result.__mro__ if inspect.isclass(result) else ()))
-
-
-def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(function)
-    except NameError:  # types that are imported for type checkers only
-        return {}
-
-
-def _plain_text(text: str) -> str:
-    """A docstring entry without the markup of Sphinx, on one line."""
-    text = re.sub(r":\w+:`~?([^`]*)`", lambda role: role[1].rsplit(".", 1)[-1], text)
-    return re.sub(r"\s+", " ", text).replace("``", "`").replace("**", "").strip()
-
-
-def first_sentence(text: str) -> str:
-    """The first sentence of a description."""
-    return re.split(r"(?<=[\w)`'\"]\.) +(?=[A-Z`])", text, maxsplit=1)[0]
-
-
 # types and values in words
 
 
@@ -182,6 +102,8 @@ def kind(hint: Any) -> tuple[str, tuple[Any, ...]]:
         types (of one, or one per item), or `class`: a class path with arguments.
     """
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return kind(arguments[0])
     if origin in (Union, UnionType):
         return "union", arguments
     if origin is Literal:
@@ -214,14 +136,13 @@ def type_text(hint: Any) -> str:
         return f"list of {texts[0]}" if len(set(texts)) == 1 else "list"
     if name == "choice":
         return f"one of {', '.join(map(str, parts))}"
-    bounds = "".join(f" {BOUNDS[sign]} {number:g}" for sign, number in number_bounds(hint))
+    bounds = "".join(f" {sign} {number:g}" for sign, number in number_bounds(hint))
     return {"class": "class path"}.get(name, name) + bounds
 
 
 def number_bounds(hint: Any) -> list[tuple[str, float]]:
-    """The limits of a restricted number type of jsonargparse, by its docstring `int restricted to be ≥0 and ≤1`."""
-    match = re.fullmatch(r"(?:int|float) restricted to be (.*)", (getattr(hint, "__doc__", None) or "").strip())
-    return [(sign, float(number)) for sign, number in re.findall(r"([≥>≤<])\s*([-+.\de]+)", match[1])] if match else []
+    """Signs and limits of a number with a range."""
+    return [bound for each in constraints(hint) if isinstance(each, Range) for bound in each.bounds]
 
 
 def choices(hint: Any) -> list[str]:

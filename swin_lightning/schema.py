@@ -15,12 +15,14 @@ import lightning
 
 from swin_lightning import options
 from swin_lightning.errors import CommandParser
-from swin_lightning.options import Parameter, kind, number_bounds, parameters
+from swin_lightning.options import kind, number_bounds
+from swin_lightning.ranges import plain
+from swin_lightning.signatures import Parameter, parameters
 
 Schema = dict[str, Any]
 
 JSON_TYPES = {"null": "null", "bool": "boolean", "int": "integer", "float": "number", "str": "string"}
-BOUNDS = {"≥": "minimum", ">": "exclusiveMinimum", "≤": "maximum", "<": "exclusiveMaximum"}
+BOUNDS = {">=": "minimum", ">": "exclusiveMinimum", "<=": "maximum", "<": "exclusiveMaximum"}
 # a class: its path or name, or a mapping; an overlay may give some of its arguments alone
 CLASS: Schema = {
     "type": ["string", "object"],
@@ -153,7 +155,7 @@ def type_schema(hint: Any) -> Schema:
         return {"enum": list(parts)}
     if name == "list":
         items = [type_schema(part) for part in parts]
-        if get_origin(hint) is tuple and ... not in get_args(hint):
+        if get_origin(plain(hint)) is tuple and ... not in get_args(plain(hint)):
             return {"type": "array", "items": items, "minItems": len(items), "maxItems": len(items)}
         return {"type": "array", **({"items": items[0]} if items else {})}
     if name == "mapping":
@@ -169,7 +171,7 @@ def list_items(hint: Any) -> list[Schema]:
     name, parts = kind(hint)
     if name == "union":
         return [item for part in parts for item in list_items(part)][:1]
-    return [type_schema(parts[0])] if name == "list" and parts and get_origin(hint) is not tuple else []
+    return [type_schema(parts[0])] if name == "list" and parts and get_origin(plain(hint)) is not tuple else []
 
 
 def any_of(schemas: Iterable[Schema]) -> Schema:

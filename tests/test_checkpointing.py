@@ -354,7 +354,7 @@ def test_last_checkpoint_is_written_every_n_minutes(tmp_path, monkeypatch):
 @pytest.mark.parametrize("option", [{"every_n_train_steps": -1}, {"every_n_minutes": -0.5}])
 def test_negative_intervals_are_rejected(option):
     ((name, value),) = option.items()
-    with pytest.raises(UserError, match=f"checkpoint.{name} {value} must be at least 0"):
+    with pytest.raises(UserError, match=f"checkpoint.{name} {value}: expected an? (integer|number) >= 0"):
         Checkpoint(**option)
 
 

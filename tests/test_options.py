@@ -1,6 +1,5 @@
 """Options: parameters with types and descriptions, their texts, and configurations that are incomplete."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -8,26 +7,23 @@ from typing import Any, Literal
 
 import pytest
 from jsonargparse import Namespace
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat
-from lightning import Trainer
 from torch import Tensor, nn
 
 from swin_lightning import SwinClassifier
 from swin_lightning.data import CIFAR100
 from swin_lightning.errors import UserError
-from swin_lightning.models import SwinTransformer, swin_tiny_patch4_window7_224
+from swin_lightning.models import swin_tiny_patch4_window7_224
 from swin_lightning.options import (
     backbones,
     choices,
     data_modules,
     effective_config,
-    first_sentence,
     number_bounds,
-    parameters,
     task_classes,
     type_text,
     value_text,
 )
+from swin_lightning.ranges import NonNegativeInt, Positive, Probability
 
 
 @pytest.mark.parametrize(
@@ -49,8 +45,8 @@ from swin_lightning.options import (
         (Tensor, "list of float"),
         (Any, "any"),
         (NonNegativeInt, "int >= 0"),
-        (PositiveFloat, "float > 0"),
-        (ClosedUnitInterval, "float >= 0 <= 1"),
+        (Positive, "float > 0"),
+        (Probability, "float >= 0 <= 1"),
     ],
 )
 def test_types_in_words(hint, text):
@@ -77,44 +73,8 @@ def test_values_as_in_yaml(value, text):
 def test_choices_and_bounds_of_types():
     assert choices(Literal["a", "b"] | bool | None) == ["a", "b", "true", "false"]
     assert choices(float) == []
-    assert number_bounds(ClosedUnitInterval) == [("≥", 0.0), ("≤", 1.0)]
+    assert number_bounds(Probability) == [(">=", 0), ("<=", 1)]
     assert number_bounds(float) == []
-
-
-def test_first_sentence():
-    assert first_sentence("Size, e.g. 3 pixels. It counts.") == "Size, e.g. 3 pixels."
-    assert first_sentence("Values: `a` (0.5), `b`. `a` is faster.") == "Values: `a` (0.5), `b`."
-    assert first_sentence("No period") == "No period"
-
-
-def test_parameters_of_a_class_and_its_bases():
-    found = parameters(SwinClassifier)
-    assert found["label_smoothing"].default == 0.0
-    assert found["lr"].type is float and found["lr"].default == 1e-3  # of Task
-    assert "learning rate" in found["lr"].description
-    assert found["backbone"].required and not found["lr"].required
-    assert "task" not in found and "self" not in found
-    # a parameter that only a base documents
-    assert parameters(CIFAR100)["path"].default == "uoft-cs/cifar100" and parameters(CIFAR100)["path"].description
-
-
-def test_parameters_of_a_function_are_those_it_passes_on():
-    found = parameters(swin_tiny_patch4_window7_224)
-    assert (
-        found["drop_path_rate"].default
-        == inspect.signature(swin_tiny_patch4_window7_224).parameters["drop_path_rate"].default
-    )
-    assert found["mlp_ratio"].type is float and found["mlp_ratio"].description  # of SwinTransformer
-    assert not {"embed_dim", "depths", "window_size"} & set(found)  # set by the function
-    assert set(found) < set(parameters(SwinTransformer))
-
-
-def test_descriptions_have_no_markup():
-    texts = {name: parameter.description for name, parameter in parameters(Trainer).items()}
-    assert texts["max_time"].startswith(
-        "Stop training after this amount of time has passed. Disabled by default (`None`)"
-    )
-    assert not any(":class:" in text or "``" in text or "\n" in text for text in texts.values())
 
 
 def test_known_classes():

@@ -1,13 +1,14 @@
 """CIFAR-10 and CIFAR-100, decoded once and kept in memory."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from swin_lightning.data.hub_download import load_hub_dataset
-from swin_lightning.data.image_datamodule import ImageDataModule
+from swin_lightning.data.image_datamodule import ImageDataModule, Mean, Std
 from swin_lightning.data.readers import ArrayReader, HuggingFaceReader, Reader, find_split
 from swin_lightning.errors import UserError
+from swin_lightning.ranges import ImageSide, Range, Share, check_arguments
 
 
 class CIFAR10(ImageDataModule):
@@ -30,13 +31,14 @@ class CIFAR10(ImageDataModule):
     def __init__(
         self,
         path: str = "uoft-cs/cifar10",
-        val_size: int = 5000,
-        image_size: int = 32,
-        mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465),
-        std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616),
-        eval_crop_ratio: float = 1.0,
+        val_size: Annotated[int, Range(ge=0, lt=50000)] = 5000,
+        image_size: ImageSide = 32,
+        mean: Mean = (0.4914, 0.4822, 0.4465),
+        std: Std = (0.2470, 0.2435, 0.2616),
+        eval_crop_ratio: Share = 1.0,
         **base: Any,
     ) -> None:
+        check_arguments(CIFAR10.__init__, locals(), "data.")
         super().__init__(image_size=image_size, mean=mean, std=std, eval_crop_ratio=eval_crop_ratio, **base)
         self.path, self.val_size = path, val_size
 
@@ -78,8 +80,8 @@ class CIFAR100(CIFAR10):
     def __init__(
         self,
         path: str = "uoft-cs/cifar100",
-        mean: tuple[float, float, float] = (0.5071, 0.4865, 0.4409),
-        std: tuple[float, float, float] = (0.2673, 0.2564, 0.2762),
+        mean: Mean = (0.5071, 0.4865, 0.4409),
+        std: Std = (0.2673, 0.2564, 0.2762),
         **base: Any,
     ) -> None:
         super().__init__(path=path, mean=mean, std=std, **base)

@@ -1,13 +1,14 @@
 """Handwritten digits that ship with scikit-learn: the data set of the quickstart, without a download."""
 
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
 
-from swin_lightning.data.image_datamodule import ImageDataModule
+from swin_lightning.data.image_datamodule import ImageDataModule, Mean, Std
 from swin_lightning.data.readers import ArrayReader, Reader
+from swin_lightning.ranges import Range, Share, check_arguments
 
 
 class Digits(ImageDataModule):
@@ -27,12 +28,13 @@ class Digits(ImageDataModule):
 
     def __init__(
         self,
-        image_size: int = 32,
-        mean: tuple[float, float, float] = (0.31, 0.31, 0.31),
-        std: tuple[float, float, float] = (0.35, 0.35, 0.35),
-        eval_crop_ratio: float = 1.0,
+        image_size: Annotated[int, Range(ge=1, le=512)] = 32,
+        mean: Mean = (0.31, 0.31, 0.31),
+        std: Std = (0.35, 0.35, 0.35),
+        eval_crop_ratio: Share = 1.0,
         **base: Any,
     ) -> None:
+        check_arguments(Digits.__init__, locals(), "data.")
         super().__init__(image_size=image_size, mean=mean, std=std, eval_crop_ratio=eval_crop_ratio, **base)
 
     def load(self, split: str) -> Reader:

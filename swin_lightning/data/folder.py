@@ -22,6 +22,7 @@ from swin_lightning.data.readers import (
 )
 from swin_lightning.data.streaming import StreamDataset, StreamLoader, StreamReader
 from swin_lightning.errors import UserError
+from swin_lightning.ranges import PositiveInt, check_arguments
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 
@@ -40,7 +41,8 @@ class ImageFolder(ImageDataModule):
         **base: Arguments of `ImageDataModule`.
     """
 
-    def __init__(self, path: str, streaming: bool = False, stream_size: int | None = None, **base: Any) -> None:
+    def __init__(self, path: str, streaming: bool = False, stream_size: PositiveInt | None = None, **base: Any) -> None:
+        check_arguments(ImageFolder.__init__, locals(), "data.")
         super().__init__(**base)
         self.path, self.streaming, self.stream_size = path, streaming, stream_size
 

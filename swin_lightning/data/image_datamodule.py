@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,12 +17,35 @@ from swin_lightning.data.erasing import Boxes, erase, random_boxes
 from swin_lightning.data.mixup import MixupCutmix
 from swin_lightning.data.readers import FileReader, Reader, list_images
 from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, OnBadImage, ResumableSampler
-from swin_lightning.data.transforms import Crop, EvalCrop, Transform, eval_transform, train_transform
+from swin_lightning.data.transforms import (
+    AreaRange,
+    Crop,
+    Degrees,
+    EvalCrop,
+    RandAugment,
+    Transform,
+    eval_transform,
+    train_transform,
+)
 from swin_lightning.errors import UserError
+from swin_lightning.ranges import (
+    ImageSide,
+    NonNegativeInt,
+    PositiveInt,
+    Probability,
+    Range,
+    Seed,
+    Share,
+    check_arguments,
+)
 
 log = logging.getLogger(__name__)
 
 SPLITS = {"train": "train", "sanity_check": "val", "validate": "val", "test": "test", "predict": "predict"}  # by stage
+Alpha = Annotated[float, Range(ge=0, le=100)]  # of a Beta distribution; at 100 all ratios are near 1/2
+Mean = tuple[Probability, Probability, Probability]  # of the pixels in [0, 1], by channel
+Deviation = Annotated[float, Range(ge=1e-4, le=1)]
+Std = tuple[Deviation, Deviation, Deviation]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -59,39 +82,39 @@ class ImageDataModule(LightningDataModule):
         seed: Seed of order, augmentation and mixing.
 
     Raises:
-        UserError: If a size is below 1 or the global batch cannot be divided equally among the devices.
+        UserError: If an argument is out of range or the global batch cannot be divided equally among the devices.
     """
 
     class_names: list[str]
 
     def __init__(
         self,
-        image_size: int = 224,
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
+        image_size: ImageSide = 224,
+        batch_size: PositiveInt = 128,
+        eval_batch_size: PositiveInt | None = None,
+        num_workers: NonNegativeInt | None = None,
         crop: Crop = "random_resized",
-        crop_scale: tuple[float, float] = (0.08, 1.0),
-        hflip: float = 0.5,
-        rotate: float = 0.0,
+        crop_scale: AreaRange = (0.08, 1.0),
+        hflip: Probability = 0.5,
+        rotate: Degrees = 0.0,
         rand_augment: str | None = None,
-        random_erasing: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        mix_probability: float = 1.0,
-        mix_switch: float = 0.5,
+        random_erasing: Probability = 0.0,
+        mixup: Alpha = 0.0,
+        cutmix: Alpha = 0.0,
+        mix_probability: Probability = 1.0,
+        mix_switch: Probability = 0.5,
         eval_crop: EvalCrop = "center",
-        eval_crop_ratio: float = 224 / 256,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        eval_crop_ratio: Share = 224 / 256,
+        mean: Mean = IMAGENET_MEAN,
+        std: Std = IMAGENET_STD,
         predict_path: str | None = None,
         on_bad_image: OnBadImage = "raise",
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
+        check_arguments(ImageDataModule.__init__, locals(), "data.")
+        if rand_augment is not None:
+            RandAugment.from_name(rand_augment)
         super().__init__()
-        for name, value in {"image_size": image_size, "batch_size": batch_size}.items():
-            if value < 1:
-                raise UserError(f"data.{name} {value} must be at least 1")
         self.image_size = image_size
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size

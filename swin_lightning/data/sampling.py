@@ -69,7 +69,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 raise
             pixels, target, used_index = self._replacement(index, seed)
             bad_index = index
-        target = IGNORE_INDEX if padding else target
+        if padding:
+            target, used_index = IGNORE_INDEX, -1
         return {"image": channels_first(pixels), "target": target, "index": used_index, "bad_index": bad_index}
 
     def _replacement(self, index: int, seed: tuple[int, int, int]) -> tuple[np.ndarray, int, int]:
@@ -106,8 +107,8 @@ class ResumableSampler(DistributedSampler[Any]):
 
     In training every epoch is a new permutation without its incomplete last global batch, and `deal_pairs` divides
     each global batch; a resumed epoch begins at `start_batch`. In evaluation every sample is yielded once, in order;
-    ranks with fewer samples are padded with a repeated sample of target `IGNORE_INDEX`, because collective operations
-    need equal numbers of steps.
+    ranks with fewer samples are padded with a repeated sample of target `IGNORE_INDEX` and index -1, because collective
+    operations need equal numbers of steps.
 
     It derives from `DistributedSampler` so that Lightning does not replace it.
 

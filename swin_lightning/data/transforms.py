@@ -9,7 +9,7 @@ import math
 import os
 import random
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from swin_lightning.errors import UserError
+from swin_lightning.ranges import Ascending, NonNegative, Probability, Range, Share, check_arguments
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import checks for updates over the network
 import albumentations as A
@@ -29,6 +30,8 @@ cv2.setNumThreads(0)  # DataLoader workers run in parallel; OpenCV's threads wou
 
 Crop = Literal["random_resized", "pad", "none"]
 EvalCrop = Literal["center", "squash"]
+AreaRange = Annotated[tuple[Share, Share], Ascending()]  # fractions of the area
+Degrees = Annotated[float, Range(ge=0, le=360)]
 Array = np.ndarray
 
 
@@ -65,9 +68,9 @@ class Transform:
 def train_transform(
     image_size: int,
     crop: Crop = "random_resized",
-    crop_scale: tuple[float, float] = (0.08, 1.0),
-    hflip: float = 0.5,
-    rotate: float = 0.0,
+    crop_scale: AreaRange = (0.08, 1.0),
+    hflip: Probability = 0.5,
+    rotate: Degrees = 0.0,
     rand_augment: str | None = None,
     fill: Fill = (124, 116, 104),
 ) -> Transform:
@@ -99,7 +102,7 @@ def train_transform(
     return Transform(steps, random_crop, hflip)
 
 
-def eval_transform(image_size: int, crop: EvalCrop = "center", crop_ratio: float = 224 / 256) -> Transform:
+def eval_transform(image_size: int, crop: EvalCrop = "center", crop_ratio: Share = 224 / 256) -> Transform:
     """Transform for evaluation, bit-identical to the official protocol (bicubic, antialiased, by PIL).
 
     Args:
@@ -111,8 +114,7 @@ def eval_transform(image_size: int, crop: EvalCrop = "center", crop_ratio: float
     Raises:
         UserError: If the crop ratio is not in (0, 1].
     """
-    if not 0 < crop_ratio <= 1:
-        raise UserError(f"data.eval_crop_ratio {crop_ratio} must be above 0 and at most 1")
+    check_arguments(eval_transform, locals(), "data.eval_")
     squash = crop == "squash" or crop_ratio == 1.0
     return Transform([Resize(image_size, None if squash else int(image_size / crop_ratio))])
 
@@ -206,12 +208,13 @@ class RandAugment(A.ImageOnlyTransform):  # type: ignore[misc,unused-ignore]
 
     def __init__(
         self,
-        magnitude: float = 9.0,
-        magnitude_std: float = 0.5,
-        num_layers: int = 2,
-        op_probability: float = 0.5,
+        magnitude: Annotated[float, Range(ge=0, le=10)] = 9.0,
+        magnitude_std: NonNegative = 0.5,
+        num_layers: Annotated[int, Range(ge=1, le=100)] = 2,
+        op_probability: Probability = 0.5,
         fill: Fill = (124, 116, 104),
     ) -> None:
+        check_arguments(RandAugment.__init__, locals(), "data.rand_augment: ")
         super().__init__(p=1.0)
         self.magnitude = magnitude
         self.magnitude_std = magnitude_std

@@ -9,7 +9,7 @@ image. Feature maps are `B, H, W, C` between modules.
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,13 @@ from swin_lightning.models.windows import (
     window_partition,
     window_reverse,
 )
+from swin_lightning.ranges import NonNegativeInt, Range, Rate, check_arguments
+
+Width = Annotated[int, Range(ge=1, le=16384)]  # channels
+PerStage = Sequence[Annotated[int, Range(ge=1, le=1024)]]
+MAX_STAGES = 8
+Ratio = Annotated[float, Range(gt=0, le=64)]
+InitStd = Annotated[float, Range(gt=0, le=10)]
 
 
 class SwinTransformerBlock(nn.Module):
@@ -181,7 +188,8 @@ class SwinTransformer(nn.Module):
             and not in float32, to which a GPU's LayerNorm promotes it.
 
     Raises:
-        UserError: If depths and num_heads differ in length, or num_heads does not divide the channels of a stage.
+        UserError: If an argument is out of range, depths and num_heads differ in length, or num_heads does not divide
+            the channels of a stage.
     """
 
     layer: type[BasicLayer] = BasicLayer
@@ -190,30 +198,40 @@ class SwinTransformer(nn.Module):
         self,
         img_size: Size = 224,
         patch_size: Size = 4,
-        in_chans: int = 3,
-        num_classes: int = 0,
-        embed_dim: int = 96,
-        depths: Sequence[int] = (2, 2, 6, 2),
-        num_heads: Sequence[int] = (3, 6, 12, 24),
+        in_chans: Width = 3,
+        num_classes: NonNegativeInt = 0,
+        embed_dim: Width = 96,
+        depths: PerStage = (2, 2, 6, 2),
+        num_heads: PerStage = (3, 6, 12, 24),
         window_size: Size = 7,
-        mlp_ratio: float = 4.0,
+        mlp_ratio: Ratio = 4.0,
         qkv_bias: bool = True,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.1,
+        drop_rate: Rate = 0.0,
+        attn_drop_rate: Rate = 0.0,
+        drop_path_rate: Rate = 0.1,
         ape: bool = False,
         patch_norm: bool = True,
         use_checkpoint: bool = False,
-        init_std: float = 0.02,
+        init_std: InitStd = 0.02,
         half_residual: bool = False,
     ) -> None:
+        check_arguments(SwinTransformer.__init__, locals(), "model.backbone.")
         super().__init__()
+        if not 1 <= len(depths) <= MAX_STAGES:
+            raise UserError(
+                f"model.backbone.depths {list(depths)}: expected 1 to {MAX_STAGES} stages, such as [2, 2, 6, 2]"
+            )
         if len(depths) != len(num_heads):
-            raise UserError(f"depths {list(depths)} and num_heads {list(num_heads)} must have the same length")
+            raise UserError(
+                f"model.backbone.depths {list(depths)} and num_heads {list(num_heads)} must have the same length: one "
+                "number per stage"
+            )
         dims = [embed_dim * 2**stage for stage in range(len(depths))]
         for dim, heads in zip(dims, num_heads, strict=True):
             if dim % heads:
-                raise UserError(f"num_heads={heads} does not divide {dim} channels; change embed_dim or num_heads")
+                raise UserError(
+                    f"model.backbone.num_heads {heads} does not divide {dim} channels; change embed_dim or num_heads"
+                )
         self.num_features = dims[-1]
         self.img_size, self.patch_size = to_pair(img_size, "img_size"), to_pair(patch_size, "patch_size")
         self.num_classes, self.init_std, self.half_residual = num_classes, init_std, half_residual
@@ -276,7 +294,7 @@ class SwinTransformer(nn.Module):
         """
         depths = [len(cast(BasicLayer, layer).blocks) for layer in self.layers]
         part = name.split(".")
-        if part[0] == "patch_embed":
+        if part[0] in ("patch_embed", "mask_token"):
             return 0
         if part[0] == "layers":
             block = int(part[3]) if part[2] == "blocks" else depths[int(part[1])] - 1
@@ -290,7 +308,10 @@ class SwinTransformer(nn.Module):
             images: Normalised images, `B, in_chans, height, width`.
             num_stages: Number of stages to compute; all by default.
         """
-        x = self.patch_embed(images)  # B, H, W, C
+        return self.forward_stages(self.patch_embed(images), num_stages)
+
+    def forward_stages(self, x: Tensor, num_stages: int | None = None) -> list[Tensor]:
+        """As `forward_intermediates`, from patch embeddings `B, H, W, C`, which masked image modelling replaces."""
         if self.absolute_pos_embed is not None:
             x = x + self.absolute_pos_embed.view(1, *x.shape[1:])
         x = self.pos_drop(x)

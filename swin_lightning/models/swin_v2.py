@@ -21,8 +21,17 @@ from swin_lightning.models.attention import WindowAttention
 from swin_lightning.models.constants import constant
 from swin_lightning.models.layers import PatchMerging
 from swin_lightning.models.precision import disable_autocast, to_float32
-from swin_lightning.models.swin import BasicLayer, SwinTransformer, SwinTransformerBlock
-from swin_lightning.models.windows import Size, fit_window, to_pair
+from swin_lightning.models.swin import (
+    BasicLayer,
+    InitStd,
+    PerStage,
+    Ratio,
+    SwinTransformer,
+    SwinTransformerBlock,
+    Width,
+)
+from swin_lightning.models.windows import Side, Size, fit_window, to_pair
+from swin_lightning.ranges import NonNegativeInt, Rate, check_arguments
 
 MAX_SCALE = 100.0  # of the cosine similarity; the paper clamps its inverse, tau, at 0.01
 MAX_BIAS = 16.0
@@ -198,23 +207,24 @@ class SwinTransformerV2(SwinTransformer):
         self,
         img_size: Size = 224,
         patch_size: Size = 4,
-        in_chans: int = 3,
-        num_classes: int = 0,
-        embed_dim: int = 96,
-        depths: Sequence[int] = (2, 2, 6, 2),
-        num_heads: Sequence[int] = (3, 6, 12, 24),
+        in_chans: Width = 3,
+        num_classes: NonNegativeInt = 0,
+        embed_dim: Width = 96,
+        depths: PerStage = (2, 2, 6, 2),
+        num_heads: PerStage = (3, 6, 12, 24),
         window_size: Size = 7,
-        mlp_ratio: float = 4.0,
+        mlp_ratio: Ratio = 4.0,
         qkv_bias: bool = True,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.1,
+        drop_rate: Rate = 0.0,
+        attn_drop_rate: Rate = 0.0,
+        drop_path_rate: Rate = 0.1,
         ape: bool = False,
         patch_norm: bool = True,
         use_checkpoint: bool = False,
-        init_std: float = 0.02,
-        pretrained_window_sizes: Sequence[Size] | None = None,
+        init_std: InitStd = 0.02,
+        pretrained_window_sizes: Sequence[NonNegativeInt | tuple[Side, Side]] | None = None,
     ) -> None:
+        check_arguments(SwinTransformerV2.__init__, locals(), "model.backbone.")
         trained = tuple(pretrained_window_sizes or [0] * len(depths))
         if len(trained) < len(depths):
             raise UserError(

@@ -26,10 +26,12 @@ from swin_lightning.models.weight_download import local_file
 from swin_lightning.models.weight_formats import (
     OWN_PREFIXES,
     PRETRAINING_KEYS,
+    PRETRAINING_PREFIXES,
     SIMMIM,
     SWIN_LIGHTNING,
     Format,
     StateDict,
+    map_names,
 )
 from swin_lightning.models.weight_search import Candidate, find_head, find_state_dict
 
@@ -209,7 +211,8 @@ CONFIG_CLASSES = (
 
 def _other_parts(best: Candidate, own: StateDict, from_lightning: bool) -> set[str]:
     """Entries of a state dict that are known not to belong to backbone and head."""
-    keys = best.entries.keys()
+    pretraining = map_names(best.source, [name for name in own if name.startswith(PRETRAINING_PREFIXES)])
+    keys = best.entries.keys() - {parts[0].key for parts in pretraining.values()}
     if from_lightning and best.source.name == SWIN_LIGHTNING.name:
         return keys - {key for key in keys if key.startswith(OWN_PREFIXES)}
     if best.source.name == SIMMIM.name:  # and MoBY: projectors, queues, the second encoder

@@ -79,10 +79,9 @@ def _inverse_norm(x, EPS: tl.constexpr):
 
 
 @triton.jit
-def _softmax(scores, real, region):
-    """Attention to real tokens of the same region. Tokens that do not exist attend to all, so that no row is NaN."""
-    allowed = (real[None, :] & (region[:, None] == region[None, :])) | (real[:, None] == 0)
-    scores = tl.where(allowed, scores, float("-inf"))
+def _softmax(scores, region):
+    """Attention within a region; tokens that do not exist are one too, so that no row is empty."""
+    scores = tl.where(region[:, None] == region[None, :], scores, float("-inf"))
     weights = tl.exp(scores - tl.max(scores, 1)[:, None])
     return weights / tl.sum(weights, 1)[:, None]
 
@@ -108,7 +107,7 @@ def _forward(
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         if head_scale is not None:
             scores = scores * _inverse_norm(q, EPS)[:, None] * _inverse_norm(k, EPS)[None, :]
-        p = _softmax(scores + position_bias, real, region)
+        p = _softmax(scores + position_bias, region)
         o = tl.dot(p.to(v.dtype), v, input_precision="ieee")
         out_at = place[:, None] * C + d[None, :]
         tl.store(out + target * (H * W * C) + head * D + out_at, o.to(out.dtype.element_ty), mask=real[:, None])
@@ -140,7 +139,7 @@ def _backward(
         if head_scale is not None:
             q_norm, k_norm = _inverse_norm(q, EPS), _inverse_norm(k, EPS)
             scores = scores * q_norm[:, None] * k_norm[None, :]
-        p = _softmax(scores + _load_bias(bias, head, BLOCK), real, region)
+        p = _softmax(scores + _load_bias(bias, head, BLOCK), region)
         dv = tl.dot(tl.trans(p.to(g.dtype)), g, input_precision="ieee")
         dp = tl.dot(g, tl.trans(v), input_precision="ieee")
         ds = p * (dp - tl.sum(p * dp, 1)[:, None])  # zero in rows of tokens that do not exist, where g is zero
@@ -264,10 +263,10 @@ def explicit_attention(
     return out.roll(shift, (1, 2))[:, : size[0], : size[1]].unflatten(-1, (nH, -1))
 
 
-def launch_options(tokens: int, cosine: bool, capability: int) -> dict[str, int]:
+def launch_options(tokens: int, cosine: bool, capability: int, backward: bool) -> dict[str, int]:
     """Warps and pipeline stages of a program, chosen so that no register is spilled."""
-    warps = {16: 1, 32: 2}.get(block_size(tokens), 8 if cosine or capability == 10 else 4)
-    return {"num_warps": warps, "num_stages": 2}
+    few = not cosine and (capability == 9 or (not backward and capability != 10))
+    return {"num_warps": {16: 1, 32: 2}.get(block_size(tokens), 4 if few else 8), "num_stages": 2}
 
 
 def block_size(tokens: int) -> int:
@@ -275,9 +274,9 @@ def block_size(tokens: int) -> int:
     return max(16, 1 << (tokens - 1).bit_length())
 
 
-def _options(qkv: Tensor, tokens: int, cosine: bool) -> dict[str, int]:
+def _options(qkv: Tensor, tokens: int, cosine: bool, backward: bool) -> dict[str, int]:
     capability = torch.cuda.get_device_capability(qkv.device)[0] if qkv.is_cuda else 0
-    return launch_options(tokens, cosine, capability)
+    return launch_options(tokens, cosine, capability, backward)
 
 
 def _grid(qkv: Tensor, samples: Tensor | None, window: list[int]) -> tuple[int, int, int]:
@@ -307,7 +306,7 @@ def _operator(
         with torch.cuda.device_of(qkv):
             _forward[(groups * nH,)](
                 qkv, bias, out, samples, head_scale, scale, windows, per_program, nH, H, W, *shift,
-                h=h, w=w, D=D, BLOCK=block_size(h * w), EPS=EPS, **_options(qkv, h * w, head_scale is not None),
+                h=h, w=w, D=D, BLOCK=block_size(h * w), EPS=EPS, **_options(qkv, h * w, head_scale is not None, False),
             )  # fmt: skip
     return out
 
@@ -339,7 +338,7 @@ def _backward_operator(
         with torch.cuda.device_of(qkv):
             _backward[(groups * nH,)](
                 qkv, bias, grad, dqkv, dbias, dscale, samples, head_scale, scale, windows, per_program, nH, H, W,
-                *shift, h=h, w=w, D=D, BLOCK=block_size(h * w), EPS=EPS, **_options(qkv, h * w, head_scale is not None),
+                *shift, h=h, w=w, D=D, BLOCK=block_size(h * w), EPS=EPS, **_options(qkv, h * w, head_scale is not None, True),
             )  # fmt: skip
     pad = bias.shape[-1] - h * w
     return dqkv, F.pad(dbias.sum(0), (0, pad, 0, pad)), dscale.sum(0)

@@ -6,14 +6,18 @@ Shapes: B batch size, H and W height and width of the feature map, C channels, (
 N = h*w tokens per window, nW windows per image.
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from swin_lightning.errors import UserError
+from swin_lightning.ranges import Range
 
+Side = Annotated[int, Range(ge=1, le=16384)]
 PAD = -1  # region of padding tokens
 
-Size = int | tuple[int, int]  # of a square, or height and width
+Size = Side | tuple[Side, Side]  # of a square, or height and width
 
 
 def to_pair(size: int | tuple[int, ...], name: str) -> tuple[int, int]:

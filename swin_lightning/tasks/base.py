@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
@@ -21,6 +22,7 @@ from swin_lightning.models.linear import use_onednn
 from swin_lightning.models.resize import BiasResize
 from swin_lightning.models.weights import HeadRows, load_weights
 from swin_lightning.optim import FactorLR, ScheduleName, lr_factor, parameter_groups, rescale_lr
+from swin_lightning.ranges import LearningRate, NonNegative, Positive, Share, check_arguments
 from swin_lightning.step_mean import StepMean
 from swin_lightning.strategies import FSDP2, repeated_blocks, shard
 
@@ -71,25 +73,24 @@ class Task(LightningModule):
         gradient_checkpointing: Recompute the blocks in the backward pass to save memory.
 
     Raises:
-        UserError: If the weights do not fit, the learning rate is not positive, or the backbone lacks what an option
-            needs.
+        UserError: If an argument is out of range, the weights do not fit, or the backbone lacks what an option needs.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
-        lr: float = 1e-3,
-        weight_decay: float = 0.05,
-        layer_decay: float = 1.0,
+        lr: LearningRate = 1e-3,
+        weight_decay: NonNegative = 0.05,
+        layer_decay: Share = 1.0,
         optimizer: OptimizerFactory | None = None,
         lr_schedule: ScheduleName | SchedulerFactory = "cosine",
         lr_interval: Literal["step", "epoch"] | None = None,
-        warmup_epochs: float = 0.0,
-        warmup_lr: float = 1e-6,
-        min_lr: float = 1e-5,
-        lr_decay_epochs: float = 30.0,
-        lr_decay_rate: float = 0.1,
-        lr_decay_share: float = 0.2,
+        warmup_epochs: NonNegative = 0.0,
+        warmup_lr: NonNegative = 1e-6,
+        min_lr: NonNegative = 1e-5,
+        lr_decay_epochs: Positive = 30.0,
+        lr_decay_rate: Share = 0.1,
+        lr_decay_share: Share = 0.2,
         freeze: str | list[str] | None = None,
         weights: str | None = None,
         bias_resize: BiasResize = "bicubic",
@@ -97,6 +98,7 @@ class Task(LightningModule):
         compile: bool | CompileMode = False,
         gradient_checkpointing: bool = False,
     ) -> None:
+        check_arguments(Task.__init__, locals(), "model.")
         super().__init__()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attribute .* is an instance of")  # removed below
@@ -104,8 +106,6 @@ class Task(LightningModule):
         self.hparams["weights"] = None  # a checkpoint has its own
         for name in [name for name, value in self.hparams.items() if not _is_plain(value)]:
             del self.hparams[name]  # built in Python: a checkpoint holds plain values only
-        if lr <= 0:
-            raise UserError(f"model.lr {lr} must be above 0")
         self.lr, self.min_lr, self.layer_decay = lr, min_lr, layer_decay
         self.weight_decay = weight_decay
         self.optimizer, self.lr_schedule, self.lr_interval = optimizer, lr_schedule, lr_interval
@@ -157,8 +157,9 @@ class Task(LightningModule):
         use_onednn(self)
         if self.compile_backbone:
             mode = self.compile_backbone if isinstance(self.compile_backbone, str) else None
-            # in place, which keeps parameter names; static shapes, since dynamic=True took >20 min to compile
-            self.backbone.compile(mode=mode, dynamic=False)
+            for module in self.compiled_modules():
+                # in place, which keeps parameter names; static shapes, since dynamic=True took >20 min to compile
+                module.compile(mode=mode, dynamic=False)
             self.compile_backbone = False
 
     def configure_model(self) -> None:
@@ -179,6 +180,23 @@ class Task(LightningModule):
         for a backbone that has no such elements, or that does not call them through `forward`.
         """
         return repeated_blocks(self.backbone)
+
+    def compiled_modules(self) -> list[nn.Module]:
+        """Modules that `compile` compiles. Override it for a task that does not call the backbone as a whole."""
+        return [self.backbone]
+
+    @property
+    def seed(self) -> int:
+        """Seed of random numbers that a task draws by itself: that of the data module, else `seed_everything`.
+
+        Draw them as a function of it, the epoch and `batch["index"]`, and they depend neither on the number of
+        processes nor on a resume.
+        """
+        try:
+            seed = getattr(getattr(self.trainer, "datamodule", None), "seed", None)
+        except RuntimeError:  # without a Trainer
+            seed = None
+        return seed if isinstance(seed, int) else int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     def train(self, mode: bool = True) -> "Task":
         super().train(mode)

@@ -16,6 +16,7 @@ from swin_lightning.batch import IGNORE_INDEX, Batch
 from swin_lightning.errors import UserError, summarize
 from swin_lightning.losses import class_probabilities
 from swin_lightning.models.weights import read_checkpoint
+from swin_lightning.ranges import PositiveInt, Rate, check_arguments
 from swin_lightning.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -48,16 +49,17 @@ class SwinClassifier(Task):
     def __init__(
         self,
         backbone: nn.Module,
-        num_classes: int,
-        label_smoothing: float = 0.0,
+        num_classes: PositiveInt,
+        label_smoothing: Rate = 0.0,
         loss: Callable[..., Any] | None = None,
         metrics: dict[str, Metric] | None = None,
         class_names: list[str] | None = None,
         **task: Any,
     ) -> None:
+        check_arguments(SwinClassifier.__init__, locals(), "model.")
         super().__init__(backbone, **task)
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise UserError(f"model.num_classes {num_classes} must be at least 1; data modules give it as num_classes")
+        if class_names is not None and len(class_names) != num_classes:
+            raise UserError(f"model.class_names has {len(class_names)} names for model.num_classes {num_classes}")
         self.num_classes = num_classes
         self.class_names = class_names
         self.label_smoothing = label_smoothing
@@ -179,8 +181,9 @@ class WeightedMean(Metric):
             self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, total: Tensor, count: Tensor) -> None:
-        self.total += total
-        self.count += count
+        # not in place: `validate` leaves inference tensors, which `fit` could not change
+        self.total = self.total + total
+        self.count = self.count + count
 
     def compute(self) -> Tensor:
         return self.total / self.count.clamp(min=1)

@@ -216,7 +216,7 @@ def test_random_erasing_comes_before_mixing():
 @pytest.mark.parametrize("option", [{"image_size": 0}, {"batch_size": 0}, {"batch_size": -4}])
 def test_sizes_below_one_are_an_error(option):
     ((name, value),) = option.items()
-    with pytest.raises(UserError, match=f"data.{name} {value} must be at least 1"):
+    with pytest.raises(UserError, match=f"data.{name} {value}: expected an integer >= 1"):
         Digits(**option)
 
 

@@ -117,7 +117,7 @@ def test_padding_samples_have_no_label():
     reader = ArrayReader(np.zeros((3, 4, 4, 3), np.uint8), np.array([5, 6, 7]))
     dataset = ImageDataset(reader, eval_transform(4, "squash"))
     assert [dataset[0, index]["target"] for index in (0, 2, ~0, ~2)] == [5, 7, -1, -1]
-    assert [dataset[0, index]["index"] for index in (0, 2, ~0, ~2)] == [0, 2, 0, 2]
+    assert [dataset[0, index]["index"] for index in (0, 2, ~0, ~2)] == [0, 2, -1, -1]
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index():

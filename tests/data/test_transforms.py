@@ -108,7 +108,7 @@ def test_squash_has_the_pixels_of_pil(size):
 
 @pytest.mark.parametrize("crop_ratio", [0.0, 1.1])
 def test_crop_ratio_outside_0_to_1_is_an_error(crop_ratio):
-    with pytest.raises(UserError, match=f"data.eval_crop_ratio {crop_ratio} must be"):
+    with pytest.raises(UserError, match=f"data.eval_crop_ratio {crop_ratio}: expected a number > 0 and <= 1"):
         eval_transform(224, crop_ratio=crop_ratio)
 
 

@@ -306,8 +306,8 @@ def test_initialisation_matches_official_implementation():
             {"depths": (2, 2), "num_heads": (2, 2, 2)},
             r"depths \[2, 2\] and num_heads \[2, 2, 2\] must have the same length",
         ),
-        ({"embed_dim": 8, "num_heads": (3, 2)}, "num_heads=3 does not divide 8 channels"),
-        ({"embed_dim": 9, "num_heads": (3, 4)}, "num_heads=4 does not divide 18 channels"),
+        ({"embed_dim": 8, "num_heads": (3, 2)}, "num_heads 3 does not divide 8 channels"),
+        ({"embed_dim": 9, "num_heads": (3, 4)}, "num_heads 4 does not divide 18 channels"),
     ],
 )
 def test_inconsistent_sizes_raise(kwargs, message):

@@ -1,0 +1,83 @@
+"""Ranges as types: which values they allow, in which words they refuse, and that every constructor checks its own."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import pytest
+
+from swin_lightning.errors import UserError
+from swin_lightning.ranges import (
+    Ascending,
+    Positive,
+    PositiveInt,
+    Probability,
+    Range,
+    Rate,
+    check_arguments,
+    describe,
+    matches,
+    shorten,
+)
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("hint", "allowed", "refused"),
+    [
+        (float, [0, -1.5, np.float32(2)], [NAN, INF, -INF, True, "1", None]),
+        (int, [0, np.int64(3)], [1.0, True, "1"]),
+        (Rate, [0, 0.99], [-0.1, 1, 1.5, NAN]),
+        (PositiveInt | None, [1, None], [0, -1, 0.5, False]),
+        (Literal["a", 1], ["a", 1], ["b", True, 1.0]),
+        (bool | Literal["fast"], [True, "fast"], ["slow", 1]),
+        (tuple[Positive, Positive], [(1, 2), [1, 2], np.array([1.0, 2.0])], [(1,), (1, 2, 3), (1, 0), "12", 1]),
+        (Annotated[tuple[Probability, Probability], Ascending()], [(0, 1), (0.5, 0.5)], [(1, 0), (0, 1.1)]),
+        (Sequence[PositiveInt], [[1], (1, 2), []], [[0], 1, "1"]),
+        (int | tuple[int, int], [1, (1, 2)], [1.5, (1, 2, 3)]),
+        (dict[str, Rate], [{}, {"a": 0.5}], [{"a": 1}, []]),
+    ],
+)
+def test_what_a_type_allows(hint, allowed, refused):
+    assert [value for value in allowed if not matches(value, hint)] == []
+    assert [value for value in refused if matches(value, hint)] == []
+
+
+@pytest.mark.parametrize(
+    ("hint", "text"),
+    [
+        (Rate, "a number >= 0 and < 1"),
+        (None | PositiveInt, "an integer >= 1 or null"),
+        (Literal["a", "b"] | bool, "one of a, b or true or false"),
+        (tuple[Probability, Probability], "a list of 2 values, each a number >= 0 and <= 1"),
+        (Sequence[PositiveInt], "a list, each item an integer >= 1"),
+        (dict[str, int], "a mapping to an integer"),
+        (Annotated[int, Range(le=16384)], "an integer <= 16384"),
+    ],
+)
+def test_types_in_words(hint, text):
+    assert describe(hint) == text
+
+
+def test_values_are_shortened():
+    assert shorten([1] * 1000) == f"[{'1, ' * 25}1..."
+    assert (shorten(True), shorten(None), shorten("a\nb"), shorten("")) == ("true", "null", "a b", "''")
+
+
+def function(rate: Rate = 0.1, size: PositiveInt = 3, other: "Unknown | None" = None) -> None:  # noqa: F821
+    """Its hints cannot be evaluated."""
+
+
+def checked(rate: Rate = 0.1, size: PositiveInt | None = None) -> None:
+    """A function with ranges."""
+
+
+def test_arguments_are_checked_by_their_annotations():
+    check_arguments(checked, {"rate": 0.5, "size": None, "unknown": -1})
+    check_arguments(function, {"rate": 5})
+    with pytest.raises(UserError) as caught:
+        check_arguments(checked, {"rate": 1.5, "size": 0}, "model.")
+    assert str(caught.value) == "model.rate 1.5: expected a number >= 0 and < 1; the default is 0.1"
+    with pytest.raises(UserError, match=r"size 0: expected an integer >= 1 or null$"):
+        check_arguments(checked, {"rate": 0.5, "size": 0})
