@@ -306,7 +306,8 @@ def _operator(
         with torch.cuda.device_of(qkv):
             _forward[(groups * nH,)](
                 qkv, bias, out, samples, head_scale, scale, windows, per_program, nH, H, W, *shift,
-                h=h, w=w, D=D, BLOCK=block_size(h * w), EPS=EPS, **_options(qkv, h * w, head_scale is not None, False),
+                h=h, w=w, D=D, BLOCK=block_size(h * w), EPS=EPS,
+                **_options(qkv, h * w, head_scale is not None, False),
             )  # fmt: skip
     return out
 
@@ -338,7 +339,8 @@ def _backward_operator(
         with torch.cuda.device_of(qkv):
             _backward[(groups * nH,)](
                 qkv, bias, grad, dqkv, dbias, dscale, samples, head_scale, scale, windows, per_program, nH, H, W,
-                *shift, h=h, w=w, D=D, BLOCK=block_size(h * w), EPS=EPS, **_options(qkv, h * w, head_scale is not None, True),
+                *shift, h=h, w=w, D=D, BLOCK=block_size(h * w), EPS=EPS,
+                **_options(qkv, h * w, head_scale is not None, True),
             )  # fmt: skip
     pad = bias.shape[-1] - h * w
     return dqkv, F.pad(dbias.sum(0), (0, pad, 0, pad)), dscale.sum(0)

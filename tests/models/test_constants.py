@@ -19,7 +19,7 @@ def ones(size, device):
     return torch.ones(size, device=device)
 
 
-def test_one_tensor_for_each_size_and_dtype_free_device():
+def test_one_tensor_for_each_size_and_device():
     x = torch.zeros(1)
     assert constant(ones, 3, like=x) is constant(ones, 3, like=x)
     assert constant(ones, 4, like=x).shape == (4,)

@@ -210,9 +210,8 @@ def test_windows_that_would_spill_are_refused():
 def test_kernels_compile_without_spills():
     """For every supported window, dtype and kind of attention on A100, H100 and B200, with tensor core instructions."""
     command = [sys.executable, "-m", "tests.support.compile_kernels", "80", "90", "100"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(TRITON_INTERPRET="0"), capture_output=True, text=True, check=True
-    )
+    variables = environment() | {"TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
     rows = json.loads(done.stdout)
     swin_t = {(row["capability"], row["kernel"]) for row in rows if row["window"] == [7, 7] and not row["cosine"]}
     assert swin_t == {(capability, kernel) for capability in (80, 90, 100) for kernel in ("forward", "backward")}
