@@ -21,6 +21,16 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}; run {self.prog} --help for options")
 
 
+def add_allow_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--allow_classes` to a command that builds the model of a checkpoint, see `checkpoint_classes`."""
+    parser.add_argument(
+        "--allow_classes",
+        default="",
+        metavar="CLASSES",
+        help="classes or modules, separated by commas, that the file may name besides those of swin_lightning",
+    )
+
+
 # What a library's message says about the machine -> what to do. They are RuntimeErrors of torch, known by their text.
 REMEDIES = {
     r"out of memory|can't allocate memory|cannot allocate memory|unable to allocate": (

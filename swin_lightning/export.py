@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from swin_lightning.errors import CommandParser, UserError
+from swin_lightning.errors import CommandParser, UserError, add_allow_option
 from swin_lightning.models.swin import SwinTransformer
 from swin_lightning.models.weight_formats import EXPORT_FORMATS
 from swin_lightning.models.weights import save_weights
@@ -31,12 +31,13 @@ def export(args: list[str]) -> None:
     parser.add_argument(
         "--size", type=int, nargs="+", metavar="S", help="image size of a pt2 program (default: img_size of the model)"
     )
+    add_allow_option(parser)
     options = parser.parse_args(args)
     if options.size is not None and options.format != "pt2":
         raise UserError(
             f"--size {' '.join(map(str, options.size))} is only valid with --format pt2, not {options.format}"
         )
-    classifier = load_classifier(options.checkpoint)
+    classifier = load_classifier(options.checkpoint, options.allow_classes)
     if options.format == "pt2":
         size = options.size[0] if options.size is not None and len(options.size) == 1 else options.size
         export_pt2(classifier, options.output, size)

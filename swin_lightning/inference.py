@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from swin_lightning.batch import IGNORE_INDEX, Preprocessing, find_preprocessing
-from swin_lightning.config import default_precision
 from swin_lightning.data.decoding import LazyImage, pil_pixels
 from swin_lightning.data.readers import list_images
 from swin_lightning.data.sampling import channels_first
@@ -28,6 +27,7 @@ from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.prediction_callbacks import class_names, is_probability
 from swin_lightning.runs import RunFolder
 from swin_lightning.tasks.classification import load_classifier
+from swin_lightning.trainer_precision import default_precision
 
 PrecisionName = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
 Picture = str | Path | bytes | Image.Image | np.ndarray | Tensor | LazyImage
@@ -65,7 +65,7 @@ class Predictor:
     Args:
         checkpoint: A `.ckpt` file, or a run folder: its best checkpoint, else the last.
         device: Such as `cpu` or `cuda:1`; by default a GPU if there is one.
-        precision: As `trainer.precision`; by default `bf16-mixed` on a GPU that has it, else `32-true`.
+        precision: As `trainer.precision`; by default that of `swin-lightning test`, see `default_precision`.
         batch_size: Images per forward pass.
         preprocessing: In place of what the checkpoint states; needed if it states none, such as one of a data module
             with an `eval_transform` of its own.
@@ -99,8 +99,11 @@ class Predictor:
             raise UserError(f"batch_size {batch_size} must be at least 1")
         self.checkpoint, self.preprocessing, self.batch_size = path, found, batch_size
         self.device = _find_device(device)
-        self._precision = _precision_plugin(precision, self.device)
         module = load_classifier(str(path))
+        if precision is None:
+            chosen, _ = default_precision(self.device.type, module, found.image_size, batch_size)
+            precision = cast(PrecisionName, chosen)
+        self._precision = _precision_plugin(precision, self.device)
         use_onednn(module)
         self._precision.convert_module(module)  # in place
         self.module: LightningModule = module.to(self.device).eval().requires_grad_(False)
@@ -185,9 +188,8 @@ def _find_device(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def _precision_plugin(precision: str | None, device: torch.device) -> Precision:
+def _precision_plugin(precision: str, device: torch.device) -> Precision:
     """The same plugin as the Trainer's."""
-    precision = default_precision(precision, device.type) or "32-true"
     if precision not in get_args(PrecisionName):
         raise UserError(f"precision {precision!r} is unknown; choose one of {', '.join(get_args(PrecisionName))}")
     if precision == "32-true":

@@ -22,6 +22,7 @@ from swin_lightning import config
 from swin_lightning.callbacks import EarlyStopping
 from swin_lightning.checkpointing import Checkpoint
 from swin_lightning.ema import EMA
+from swin_lightning.experiment_files import installed_experiments
 from swin_lightning.non_finite import NonFinite
 from swin_lightning.ranges import Range, constraints
 
@@ -83,7 +84,7 @@ def effective_config(arguments: Sequence[str], command: str = "fit") -> Namespac
     Raises:
         UserError: For an experiment that does not exist, an unknown option or a value of the wrong type.
     """
-    parser = _LenientParser(default_config_files=[str(config.installed_experiments() / "base.yaml")])
+    parser = _LenientParser(default_config_files=[str(installed_experiments() / "base.yaml")])
     parser.add_argument("-c", "--config", action=ActionConfigFile)
     config.add_options(parser)
     skip: set[str | int] = {"model", "train_dataloaders", "val_dataloaders", "datamodule", "dataloaders"}

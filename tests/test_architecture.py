@@ -64,6 +64,7 @@ PRIVATE_NAMES = {
 TESTED_ELSEWHERE = {
     "batch.py": "data/test_image_datamodule.py",
     "commands.py": "test_help.py",
+    "noise.py": "test_cli.py",
     "last_checkpoint.py": "test_checkpointing.py",
     "rank_channel.py": "test_shutdown.py",
     "benchmark/augmentation_sheet.py": "test_benchmark.py",

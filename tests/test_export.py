@@ -61,7 +61,7 @@ def test_invalid_arguments_of_export_pt2(path, size, message):
 def classifier(monkeypatch):
     """The classifier that any checkpoint contains."""
     model = SwinClassifier(SwinTransformer(**SIZES), num_classes=3)
-    monkeypatch.setattr("swin_lightning.tasks.classification.load_classifier", lambda path: model)
+    monkeypatch.setattr("swin_lightning.tasks.classification.load_classifier", lambda path, allow: model)
     return model
 
 

@@ -8,8 +8,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from swin_lightning.checkpoint_classes import Allowed
 from swin_lightning.data import ImageDataModule
-from swin_lightning.errors import CommandParser, UserError
+from swin_lightning.errors import CommandParser, UserError, add_allow_option
 from swin_lightning.explore.attention_maps import BlockAttention, record_attention, swin_blocks
 from swin_lightning.explore.evaluation import Evaluation, evaluate, load_run, load_samples, to_numpy
 from swin_lightning.explore.model_figures import (
@@ -88,25 +89,29 @@ def report(args: list[str]) -> None:
     parser.add_argument(
         "--images", type=int, default=2000, metavar="N", help="maximum number of images to evaluate (default: 2000)"
     )
+    add_allow_option(parser)
     options = parser.parse_args(args)
     if options.images < 1:
         raise UserError(f"--images {options.images} must be at least 1")
-    path = write_report(compute_report(options.run, options.split, options.images), options.output)
+    path = write_report(
+        compute_report(options.run, options.split, options.images, options.allow_classes), options.output
+    )
     print(f"report: {path}")
 
 
-def compute_report(path: str | Path, split: str = "test", images: int = 2000) -> RunReport:
+def compute_report(path: str | Path, split: str = "test", images: int = 2000, allow: Allowed = ()) -> RunReport:
     """Evaluate the best checkpoint of a run and compute what the page shows.
 
     Args:
         path: The run folder.
         split: Split to evaluate, `test` or `val`.
         images: Maximum number of images to evaluate.
+        allow: Classes that the run may name besides those of `swin_lightning`, see `checkpoint_classes`.
 
     Raises:
         UserError: If the folder is not a run folder, has no checkpoint, or its model cannot be evaluated.
     """
-    model, data = load_run(path)
+    model, data = load_run(path, allow)
     evaluation = evaluate(model, data, split, images)
     errors = evaluation.errors()[:16]
     error_images = to_numpy(load_samples(data, split, evaluation.indices[errors])[0]) if len(errors) else []

@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from swin_lightning.batch import IGNORE_INDEX, Batch
+from swin_lightning.checkpoint_classes import Allowed
 from swin_lightning.errors import UserError, summarize
 from swin_lightning.losses import class_probabilities
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.ranges import PositiveInt, Rate, check_arguments
 from swin_lightning.tasks.base import Task
+from swin_lightning.tasks.loading import load_module
 
 log = logging.getLogger(__name__)
 
@@ -189,19 +192,23 @@ class WeightedMean(Metric):
         return self.total / self.count.clamp(min=1)
 
 
-def load_classifier(path: str) -> SwinClassifier:
+def load_classifier(path: str | Path, allow: Allowed = ()) -> SwinClassifier:
     """The classifier of a run's checkpoint, on the CPU.
 
+    Args:
+        path: The checkpoint.
+        allow: Classes that it may name besides those of `swin_lightning`, see `load_module`.
+
     Raises:
-        UserError: If the file is not a checkpoint of a run or does not store its backbone configuration.
+        UserError: As `load_module`; also if the file does not store its backbone configuration.
     """
     hparams = read_checkpoint(path).get("hyper_parameters")
     if not isinstance(hparams, Mapping) or "backbone" not in hparams:
         raise UserError(
-            f"checkpoint {path!r} does not store its backbone configuration (only checkpoints written by "
+            f"checkpoint {str(path)!r} does not store its backbone configuration (only checkpoints written by "
             "`swin-lightning fit` do); for weights alone, build the model in Python with weights=PATH"
         )
-    return SwinClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    return load_module(path, SwinClassifier, allow)
 
 
 # helpers
