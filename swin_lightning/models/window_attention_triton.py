@@ -56,13 +56,8 @@ def _tokens(window, samples, H, W, sy, sx, h: tl.constexpr, w: tl.constexpr, BLO
     if samples is not None:
         source = tl.load(samples + target).to(tl.int32)
         real = real & (source >= 0)
-    return (
-        y * W + x,
-        real,
-        wrapped_y.to(tl.int32) * 2 + wrapped_x.to(tl.int32),
-        source.to(tl.int64),
-        target.to(tl.int64),
-    )
+    region = tl.where(real, wrapped_y.to(tl.int32) * 2 + wrapped_x.to(tl.int32), 4)
+    return y * W + x, real, region, source.to(tl.int64), target.to(tl.int64)
 
 
 @triton.jit
