@@ -19,7 +19,10 @@ COMMANDS = {
     "models": ("swin_lightning.models.flops", "list all models with parameters, MACs and published accuracy"),
     "sweep": ("swin_lightning.sweep", "run a hyperparameter sweep, with or without W&B"),
     "report": ("swin_lightning.explore.report", "write an HTML report of a run: results, errors, attention maps"),
-    "export": ("swin_lightning.export", "convert a checkpoint to another weight format or a torch.export program"),
+    "export": (
+        "swin_lightning.export",
+        "convert a checkpoint to ONNX, a torch.export program or another weight format",
+    ),
     "benchmark": ("swin_lightning.benchmark", "measure the speed of training and of the data pipeline"),
     "schema": ("swin_lightning.schema", "print the JSON schema of experiments, for editors"),
     "completion": ("swin_lightning.completion", "print a completion script for bash or zsh"),
