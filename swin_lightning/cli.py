@@ -56,7 +56,7 @@ from swin_lightning.wandb_runs import ended_by_sweep, finish_wandb
 # the run folder and its checkpoint, for the ranks that Lightning starts on this machine
 RUN_DIR_ENV, CHECKPOINT_ENV = "SWIN_LIGHTNING_RUN_DIR", "SWIN_LIGHTNING_CHECKPOINT"
 RESTART_WAIT = 60.0  # seconds until the process that a restart replaces has ended
-LINKED = {"num_classes", "class_names"}  # arguments of the model that the data module provides
+LINKED = {"num_classes", "class_names", "class_weights"}  # arguments of the model that the data module provides
 
 log = logging.getLogger("swin_lightning")
 
@@ -321,7 +321,8 @@ class CLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith(f"{split}/")}
-        print("  ".join(f"{name} {value:.4f}" for name, value in sorted(values.items())))
+        known = sorted((name, value) for name, value in values.items() if value == value)  # NaN: no labelled image
+        print("  ".join(f"{name} {value:.4f}" for name, value in known) or f"{split}: no labelled images")
         if isinstance(self.datamodule, ImageNet) and {f"{split}/acc", f"{split}/acc5"} <= values.keys():
             options = self.config[self.subcommand]
             backbone = options.model.init_args.get("backbone")

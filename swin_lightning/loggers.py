@@ -281,6 +281,13 @@ class WandbLogger(LightningWandbLogger):
         plot = wandb.plot.confusion_matrix(y_true=labels, preds=predictions, class_names=class_names)
         self.experiment.log({"test/confusion_matrix": plot})
 
+    def log_classes(self, rows: list[dict[str, Any]]) -> None:
+        """Send the table by class, see `class_counts.class_rows`."""
+        import wandb
+
+        table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+        self.experiment.log({"test/classes": table})
+
 
 class Ignored:
     """Ignores every call and assignment, in place of a W&B run that has failed."""

@@ -5,6 +5,7 @@
       checkpoints/      best.ckpt, last.ckpt
       metrics.csv       one row per logged step
       splits.csv        path, label and split of all images, where splits were drawn
+      classes.csv       precision, recall, F1 and test images of each class
       curves.png  predictions.png  predictions.csv  report.html
       wandb/            files of Weights & Biases
       .lock  .writer    lock of the process that trains, and its name
@@ -131,6 +132,10 @@ class RunFolder:
     @property
     def splits(self) -> Path:
         return self.path / "splits.csv"
+
+    @property
+    def class_table(self) -> Path:
+        return self.path / "classes.csv"
 
     @property
     def curves(self) -> Path:

@@ -19,6 +19,7 @@ from swin_lightning.data.transforms import Transform
 from swin_lightning.errors import UserError
 
 OnBadImage = Literal["raise", "skip"]
+Sampling = Literal["shuffle", "balanced"]
 Key = tuple[int, int]  # epoch, index; ~index for a padding sample, which repeats a sample to fill the ranks equally
 
 MAX_REPLACEMENTS = 100  # images tried in place of a corrupt one
@@ -63,6 +64,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         padding = index < 0
         index = ~index if padding else index
         seed = (self.seed, epoch, index)
+        index %= len(self.reader)  # see `balanced_order`
         try:
             image, target = self._read(index)
             pixels, used_index, bad_index = self.transform(image, seed), index, -1
@@ -128,6 +130,7 @@ class ResumableSampler(DistributedSampler[Any]):
         rank: Rank of this process.
         world_size: Number of ranks.
         accumulate: Batches per optimizer step.
+        labels: Class indices `size`; given, the classes are equally frequent in training, see `balanced_order`.
     """
 
     def __init__(
@@ -139,9 +142,10 @@ class ResumableSampler(DistributedSampler[Any]):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
+        labels: np.ndarray | None = None,
     ) -> None:
         super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=training, seed=seed)  # type: ignore[arg-type]
-        self.size, self.batch_size, self.training = size, batch_size, training
+        self.size, self.batch_size, self.training, self.labels = size, batch_size, training, labels
         self.start_batch = 0  # first batch of the next epoch; later epochs begin at 0
         self.places = deal_pairs(batch_size, rank, world_size, accumulate)
         step, per_rank = batch_size * world_size * accumulate, batch_size * accumulate
@@ -153,7 +157,8 @@ class ResumableSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[Key]:
         if self.training:
             steps, size = self.num_samples // self.places.size, self.places.size * self.num_replicas
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+            rng = np.random.default_rng((self.seed, self.epoch))
+            order = rng.permutation(self.size) if self.labels is None else balanced_order(self.labels, rng)
             indices = order[: steps * size].reshape(steps, size)[:, self.places.ravel()].ravel()
         else:
             indices = np.arange(self.rank, self.rank + self.num_samples * self.num_replicas, self.num_replicas)
@@ -161,6 +166,26 @@ class ResumableSampler(DistributedSampler[Any]):
         start, self.start_batch = self.start_batch * self.batch_size, 0
         for index in indices[start:]:
             yield self.epoch, int(index)
+
+
+def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """N samples in random order in which all classes are equally frequent, up to one.
+
+    The samples of a class are drawn without replacement until all are used, then again. Occurrence r = 0, 1, ... of
+    sample i is the number i + r N, so that its augmentation differs.
+
+    Args:
+        labels: Class indices of the N samples.
+        rng: Generator of the epoch.
+    """
+    size, classes = len(labels), rng.permutation(np.unique(labels))
+    chosen = []
+    for k, label in enumerate(classes):
+        members = np.flatnonzero(labels == label)
+        wanted = size // len(classes) + (k < size % len(classes))
+        rounds = [rng.permutation(members) + r * size for r in range(-(-wanted // len(members)))]
+        chosen.append(np.concatenate([*rounds, members[:0]])[:wanted])
+    return rng.permutation(np.concatenate(chosen))
 
 
 def deal_pairs(batch_size: int, rank: int, world_size: int, accumulate: int) -> np.ndarray:
