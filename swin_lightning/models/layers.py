@@ -149,13 +149,15 @@ class DropPath(nn.Module):
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
         self.p = p
+        self.dense: bool | None = None  # compute dropped samples and mask them; None: on GPUs, where gathers cost more
 
     def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """`x + branch(x)`, for `x` of shape `B, ...` and a branch that treats samples independently."""
         if not self.training or self.p == 0.0:
             return x + branch(x)
         scale = 1 / (1 - self.p) if self.p < 1 else 1.0
-        if torch.compiler.is_compiling():  # static shapes: compute all samples and mask
+        dense = x.device.type != "cpu" if self.dense is None else self.dense
+        if dense or torch.compiler.is_compiling():  # static shapes: compute all samples and mask
             keep = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.p)
             return x + branch(x) * (keep * scale)
         # The number of kept samples is drawn on the CPU, which avoids a GPU sync; the samples are chosen on the device.
