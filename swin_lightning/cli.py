@@ -22,15 +22,17 @@ from swin_lightning.callbacks import (
     BestMetric,
     CompileTimeLogger,
     EpochSummary,
+    FromScratch,
     ProgressBar,
     ResumeLoggers,
     SaveConfig,
+    SplitFiles,
     TrainingMonitor,
 )
 from swin_lightning.checkpoint_classes import check_block, named_classes
 from swin_lightning.checkpointing import PerStepSeed
 from swin_lightning.commands import COMMANDS, asks_for_help, check_command, load_command, names_experiment
-from swin_lightning.data import ImageNet
+from swin_lightning.data import ImageDataModule, ImageNet
 from swin_lightning.errors import UserError, summarize, user_error
 from swin_lightning.experiment_files import installed_experiments
 from swin_lightning.models.registry import compare_to_published
@@ -183,6 +185,8 @@ class CLI(LightningCLI):
             ResumeLoggers(),
             SamplePosition(),
             TrainingMonitor(),
+            FromScratch(),
+            SplitFiles(self.run),
             BestMetric(),
             *([BestMetric(monitor, self.checkpoint.mode)] if monitor != DEFAULT_MONITOR else []),
             PredictionReport(self.run),
@@ -235,6 +239,9 @@ class CLI(LightningCLI):
         if self.trainer.global_step == 0 and last.is_file():  # ddp_spawn trained in other processes
             restore_progress(self.trainer, read_checkpoint(str(last)))
         best = self.checkpoint.best_model_path or None  # without one, the last weights are tested
+        if isinstance(self.datamodule, ImageDataModule) and not self.datamodule.has_test_labels():
+            self.trainer.predict(self.model, self.datamodule, None, False, best, weights_only=True)
+            return
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
         self.after_test()
 

@@ -4,6 +4,7 @@
       config.yaml       configuration of the run; config-2.yaml, ... of each time it was resumed
       checkpoints/      best.ckpt, last.ckpt
       metrics.csv       one row per logged step
+      splits.csv        path, label and split of all images, where splits were drawn
       curves.png  predictions.png  predictions.csv  report.html
       wandb/            files of Weights & Biases
       .lock  .writer    lock of the process that trains, and its name
@@ -114,6 +115,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.csv"
+
+    @property
+    def splits(self) -> Path:
+        return self.path / "splits.csv"
 
     @property
     def curves(self) -> Path:

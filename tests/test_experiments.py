@@ -22,6 +22,7 @@ FILES = sorted(path for path in EXPERIMENTS.glob("*.yaml") if path.name != "base
 # ImageNet, and in the number of classes for CIFAR-100: their training is a slow test
 FAMILIES = (
     "digits_swin_micro",
+    "folder_swin_tiny_patch4_window7_224_ft",
     "cifar10_swin_micro",
     "cifar10_swin_tiny_patch2_window4_32",
     "cifar100_swin_tiny_patch4_window7_224_ft_1k",
@@ -57,6 +58,12 @@ def generated(kind, folder):
                     image = rng.integers(0, 256, (60, 80, 3), np.uint8)
                     Image.fromarray(image).save(folder / split / name / f"{i}.JPEG")
         return ["--data.path", str(folder), "--data.image_size=64"]
+    if kind == "ImageFolder":
+        for i in range(24):
+            path = folder / ("cat", "dog")[i % 2] / f"{i}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).save(path)
+        return ["--data.path", str(folder)]
     return []
 
 

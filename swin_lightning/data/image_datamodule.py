@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +13,11 @@ from torch.utils.data import DataLoader
 
 from swin_lightning.batch import IGNORE_INDEX, Batch, Preprocessing
 from swin_lightning.data.erasing import Boxes, erase, random_boxes
+from swin_lightning.data.layouts import left_out_note, summarize_left_out
 from swin_lightning.data.mixup import MixupCutmix
-from swin_lightning.data.readers import FileReader, Reader, list_images
+from swin_lightning.data.readers import FileReader, Reader, labels_of, left_out_of, read_unlabelled
 from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, OnBadImage, ResumableSampler
+from swin_lightning.data.splits import describe_classes
 from swin_lightning.data.transforms import (
     AreaRange,
     Crop,
@@ -76,7 +77,7 @@ class ImageDataModule(LightningDataModule):
         eval_crop_ratio: Side length of the center crop, relative to the resized image.
         mean: Per-channel mean (RGB) in [0, 1].
         std: Per-channel standard deviation (RGB).
-        predict_path: Image or folder of images for `predict`.
+        predict_path: Image or folder of images for `predict`; by default the test split if it has no labels.
         on_bad_image: `raise` an error for an unreadable image, or `skip` it: training replaces it by the next image,
             evaluation ignores it, and the number of skipped images is logged at the end.
         seed: Seed of order, augmentation and mixing.
@@ -161,6 +162,8 @@ class ImageDataModule(LightningDataModule):
         for split in splits:
             if split not in self.sources:
                 self.sources[split] = self._predict_images() if split == "predict" else self.load(split)
+                if self._rank()[0] == 0:
+                    log.info(self.describe(split))
 
     def train_dataloader(self) -> DataLoader[Any]:
         sampler = self._sampler("train")
@@ -274,6 +277,36 @@ class ImageDataModule(LightningDataModule):
         """Name of a sample in messages and predictions: the path of an image file, or its position in the data set."""
         return self.sources[split].name(index)
 
+    def has_test_labels(self) -> bool:
+        """Whether the test split has labels, so that there is something to measure."""
+        if "test" not in self.sources:
+            self.sources["test"] = self.load("test")
+        labels = getattr(self.sources["test"], "labels", None)
+        return labels is None or not len(labels) or bool((np.asarray(labels) != IGNORE_INDEX).any())
+
+    def describe(self, split: str) -> str:
+        """One line on what was read of a split: images, classes, what was left out and why."""
+        source = self.sources[split]
+        if split == "test" and source is self.sources.get("val"):
+            return "test: the validation images"
+        if not hasattr(source, "__len__"):
+            return f"{split}: a stream"
+        parts = [f"{split}: {len(source)} images"]
+        if split != "predict" and hasattr(source, "labels"):
+            labels = labels_of(source)
+            labels = labels[labels != IGNORE_INDEX]
+            if not len(labels):
+                parts[0] += " without labels: predictions will be written, and no accuracy computed"
+            else:
+                parts[0] += f" in {len(np.unique(labels))} classes"
+            if origin := getattr(source, "origin", ""):
+                parts[0] += f" ({origin})"
+            if split == "train" and (imbalance := describe_classes(labels, self.class_names)):
+                parts.append(imbalance)
+        if left_out := summarize_left_out(left_out_of(source)):
+            parts.append(f"left out: {left_out}")
+        return "; ".join(parts)
+
     def micro_batch_size(self) -> int:
         """Images per forward pass on one device.
 
@@ -344,16 +377,19 @@ class ImageDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _predict_images(self) -> FileReader:
+    def _predict_images(self) -> Reader:
+        if self.predict_path is None and not self.has_test_labels():
+            return self.sources["test"]
         path = Path(self.predict_path or "")
         if self.predict_path is None or not path.exists():
             raise UserError(
                 f"data.predict_path: no image or folder {self.predict_path!r}; pass --data.predict_path IMAGE_OR_FOLDER"
             )
-        paths: Sequence[Path] = [path] if path.is_file() else list_images(path)
-        if not paths:
-            raise UserError(f"data.predict_path: no images in folder {self.predict_path!r}")
-        return FileReader(paths, [IGNORE_INDEX] * len(paths))
+        reader = FileReader([path], [IGNORE_INDEX]) if path.is_file() else read_unlabelled(path)
+        if not len(reader):
+            why = left_out_note(reader.left_out)
+            raise UserError(f"data.predict_path: no images in folder {self.predict_path!r}{why}")
+        return reader
 
 
 def _free_cores() -> int:

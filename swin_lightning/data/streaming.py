@@ -81,7 +81,8 @@ def open_splits(path: str, names: tuple[str, ...]) -> Any:
 
     try:
         if "://" not in path:
-            return datasets.load_dataset(path, streaming=True)
+            folder = Path(path).resolve()  # a relative folder could have the name of a builder, such as parquet
+            return datasets.load_dataset(str(folder) if folder.exists() else path, streaming=True)
         files = fsspec.filesystem(path.partition("://")[0])
         for suffix in ("parquet", "tar"):
             for name in names:

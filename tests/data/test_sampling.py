@@ -183,7 +183,7 @@ def photographs(tmp_path_factory):
 
 def hashes(path, num_workers, start_method=None, epoch=1, rank=0, world_size=1):
     """One hash per batch, and one per image."""
-    data = ImageFolder(path, num_workers=num_workers, **OPTIONS)
+    data = ImageFolder(path, num_workers=num_workers, val_size=0, **OPTIONS)
     data.trainer = SimpleNamespace(
         global_rank=rank,
         world_size=world_size,
