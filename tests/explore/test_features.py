@@ -25,6 +25,13 @@ def test_file_has_the_features_of_the_backbone_in_order(run, loaded, capsys):
     images = torch.stack([torch.from_numpy(test.sources["test"][i][0]) for i in range(40)]).permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = model.backbone(data.normalize(images))
+    train = read_features("out/f.parquet", "train")
+    first = torch.from_numpy(test.load("train")[0][0]).permute(2, 0, 1)[None]  # evaluation pixels here too
+    with torch.no_grad():
+        torch.testing.assert_close(
+            torch.from_numpy(train.values[:1]), model.backbone(data.normalize(first)), rtol=1e-4, atol=1e-5
+        )
+    assert train.names == [str(i) for i in range(40)]
     found = read_features("out/f.parquet", "test")
     torch.testing.assert_close(torch.from_numpy(found.values), expected, rtol=1e-4, atol=1e-5)
     assert found.labels.tolist() == [int(label) for label in test.sources["test"].labels[:40]]
