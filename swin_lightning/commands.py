@@ -22,7 +22,10 @@ COMMANDS = {
     "features": ("swin_lightning.explore.features", "write the features of a data set by the backbone of a run"),
     "probe": ("swin_lightning.explore.probes", "nearest neighbours and linear probe on features"),
     "results": ("swin_lightning.explore.leaderboard", "table of measured results, and recording of runs"),
-    "export": ("swin_lightning.export", "convert a checkpoint to another weight format or a torch.export program"),
+    "export": (
+        "swin_lightning.export",
+        "convert a checkpoint to ONNX, a torch.export program or another weight format",
+    ),
     "benchmark": ("swin_lightning.benchmark", "measure the speed of training and of the data pipeline"),
     "schema": ("swin_lightning.schema", "print the JSON schema of experiments, for editors"),
     "completion": ("swin_lightning.completion", "print a completion script for bash or zsh"),

@@ -149,7 +149,15 @@ class ImageFolder(SplitDataModule):
         stream: Any = self.sources[split]
         training = split == "train"
         transform = self.train_transform() if training else self.eval_transform()
-        return StreamDataset(stream, transform, self.seed, training, *self._rank(), on_bad_image=self.on_bad_image)
+        return StreamDataset(
+            stream,
+            transform,
+            self.seed,
+            training,
+            *self._rank(),
+            on_bad_image=self.on_bad_image,
+            max_pixels=self.max_pixels,
+        )
 
     def _read_class_names(self) -> list[str]:
         if self.streaming:

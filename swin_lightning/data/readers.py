@@ -18,6 +18,9 @@ from swin_lightning.data.decoding import LazyImage
 from swin_lightning.data.layouts import find_images, image_suffixes, left_out_note, list_class_folders
 from swin_lightning.errors import UserError
 
+# an integer label states the number of classes, for each of which the model has weights
+MAX_CLASSES, MAX_LABEL_BYTES = 1_000_000, 32
+
 
 class Reader(Protocol):
     """What the data modules read from."""
@@ -27,6 +30,14 @@ class Reader(Protocol):
     def __getitem__(self, index: int) -> tuple[np.ndarray | LazyImage, int]: ...
 
     def name(self, index: int) -> str: ...
+
+
+class Sources(dict[str, Reader]):
+    """Readers by split."""
+
+    def __missing__(self, split: str) -> Reader:
+        stage = {"train": "fit", "val": "fit"}.get(split, split)
+        raise UserError(f"the {split} split has not been read: call setup({stage!r}) of the data module first")
 
 
 class ArrayReader:
@@ -259,8 +270,10 @@ class HuggingFaceReader:
 
     def __getitem__(self, index: int) -> tuple[LazyImage, int]:
         row = self.split[index]
-        image = row[self.columns.image]
-        return LazyImage(image["bytes"] or Path(image["path"]), self.name(index)), row[self.columns.label]
+        image, label, names = row[self.columns.image], row[self.columns.label], self.columns.class_names
+        if names is not None and label >= len(names):
+            raise UserError(f"data.path: class {label} of {self.name(index)} is not one of {len(names)} classes")
+        return LazyImage(image["bytes"] or Path(image["path"]), self.name(index)), label
 
     def name(self, index: int) -> str:
         return f"{self.path}[{index}]"
@@ -363,7 +376,9 @@ def _read_tar_headers(path: Path) -> tuple[dict[str, tuple[str, int, int]], dict
                     images[key] = (member.name, member.offset_data, member.size)
                 elif suffix == "cls":
                     content = tar.extractfile(member)
-                    classes[key] = int(content.read()) if content else -1
+                    classes[key] = int(content.read(MAX_LABEL_BYTES + 1)) if content else -1
+                    if not 0 <= classes[key] < MAX_CLASSES:
+                        raise ValueError(f"class {classes[key]} of {member.name} is not from 0 to {MAX_CLASSES - 1}")
     except (tarfile.TarError, OSError, ValueError) as error:
         raise UserError(f"data.path: cannot read shard {path}: {error}; expected an uncompressed tar file") from error
     return images, classes

@@ -17,6 +17,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error,
 
 from swin_lightning.batch import IGNORE_INDEX
 from swin_lightning.checkpoint_classes import Allowed
+from swin_lightning.class_counts import ClassCounts
 from swin_lightning.config import instantiate, load_run_config
 from swin_lightning.data import ImageDataModule
 from swin_lightning.data.sampling import ImageDataset
@@ -63,6 +64,12 @@ class Evaluation:
         rows = [(names[i], names[j], int(matrix[i, j])) for i, j in matrix.nonzero().tolist()]
         pairs = pd.DataFrame(rows, columns=["label", "prediction", "images"])
         return pairs.sort_values("images", ascending=False, kind="stable", ignore_index=True)
+
+    def class_counts(self) -> Tensor:
+        """Images, predictions and correct ones of each class, `3, K`."""
+        counts = ClassCounts(len(self.class_names))
+        counts.update(self.predictions, self.labels)
+        return counts.compute()
 
     def errors(self) -> Tensor:
         """Positions (in this evaluation) of the wrong predictions, most confident first."""
@@ -131,7 +138,7 @@ def evaluate(model: nn.Module, data: ImageDataModule, split: str = "test", limit
             labels.append(targets)
     known = torch.cat(labels) != IGNORE_INDEX if labels else torch.zeros(0)
     if not known.any():
-        raise UserError(f"split {split!r} has no labelled image")
+        raise UserError(f"split {split!r} has no labelled image; use another one, --split val")
     return Evaluation(
         torch.cat(probabilities)[known], torch.cat(labels)[known], list(data.class_names), torch.tensor(indices)[known]
     )
