@@ -21,8 +21,8 @@
 # watches the reconstructions during training, and then measures what the features know about the classes that the model
 # has never seen.
 #
-# A two-stage Swin on the 1,797 digits of scikit-learn, for 12 epochs. The experiment `digits_simmim_swin_micro` trains for
-# 40.
+# A two-stage Swin on the 1,797 digits of scikit-learn, for 12 epochs. The experiment `digits_simmim_swin_micro` trains
+# for 40.
 
 # %%
 # %matplotlib inline
@@ -109,9 +109,9 @@ reconstruction_figure(data, images, pixels, reconstructions)
 # %% [markdown]
 # ## Features after training
 #
-# No label was used so far. Pooled features of a random network separate the digits already, as they are tiny images: the
-# probes show little of what was learned here. SimMIM is made for fine-tuning: `swin-lightning fit -c digits_swin_micro
-# --model.weights CKPT`. `swin-lightning features RUN` and `swin-lightning probe FILE` measure a run.
+# No label was used so far. Pooled features of a random network separate the digits already, as they are tiny images, so
+# that the probes show little of what was learned. SimMIM is made for fine-tuning: `swin-lightning fit -c
+# digits_swin_micro --model.weights CKPT`. `swin-lightning features` and `swin-lightning probe` measure a run.
 
 # %%
 after = probe(model)
