@@ -51,7 +51,8 @@ torch.set_num_threads(1)
 
 # %%
 Path("runs").mkdir(exist_ok=True)
-Path("runs/tiny.yaml").write_text("""\
+Path("runs/tiny.yaml").write_text(
+    """\
 program: swin-lightning
 name: tiny
 method: random
@@ -69,7 +70,9 @@ command:
 parameters:
   model.lr: {distribution: log_uniform_values, min: 5.0e-4, max: 5.0e-3}
   model.label_smoothing: {values: [0.0, 0.1]}
-""")
+""",
+    encoding="utf-8",
+)
 main(["sweep", "runs/tiny.yaml", "--local", "--agents=1"])
 
 # %%
