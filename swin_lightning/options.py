@@ -22,6 +22,7 @@ from swin_lightning import config
 from swin_lightning.callbacks import EarlyStopping
 from swin_lightning.checkpointing import Checkpoint
 from swin_lightning.ema import EMA
+from swin_lightning.experiment_files import installed_experiments
 from swin_lightning.non_finite import NonFinite
 from swin_lightning.ranges import Range, constraints
 
@@ -33,7 +34,12 @@ GROUPS = {
     "non_finite": NonFinite,
 }
 LINKED = {
-    *("model.num_classes", "model.class_names", "data.seed"),  # see the links of config.add_options
+    *(
+        "model.num_classes",
+        "model.class_names",
+        "model.class_weights",
+        "data.seed",
+    ),  # see the links of config.add_options
     *("model.optimizer.params", "model.optimizer.lr", "model.optimizer.weight_decay", "model.lr_schedule.optimizer"),
 }  # set by other options or by the task
 
@@ -83,7 +89,7 @@ def effective_config(arguments: Sequence[str], command: str = "fit") -> Namespac
     Raises:
         UserError: For an experiment that does not exist, an unknown option or a value of the wrong type.
     """
-    parser = _LenientParser(default_config_files=[str(config.installed_experiments() / "base.yaml")])
+    parser = _LenientParser(default_config_files=[str(installed_experiments() / "base.yaml")])
     parser.add_argument("-c", "--config", action=ActionConfigFile)
     config.add_options(parser)
     skip: set[str | int] = {"model", "train_dataloaders", "val_dataloaders", "datamodule", "dataloaders"}

@@ -6,7 +6,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal, Self, cast
 
 import torch
 from jsonargparse.typing import register_type
@@ -17,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from swin_lightning.checkpoint_classes import Allowed
 from swin_lightning.errors import UserError, summarize
 from swin_lightning.models.linear import use_onednn
 from swin_lightning.models.resize import BiasResize
@@ -25,6 +27,7 @@ from swin_lightning.optim import FactorLR, ScheduleName, lr_factor, parameter_gr
 from swin_lightning.ranges import LearningRate, NonNegative, Positive, Share, check_arguments
 from swin_lightning.step_mean import StepMean
 from swin_lightning.strategies import FSDP2, repeated_blocks, shard
+from swin_lightning.tasks.loading import load_module
 
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]  # (parameter groups, lr); lr is an option of the task
@@ -148,6 +151,26 @@ class Task(LightningModule):
         except RuntimeError:  # a step without a Trainer, where `log` does nothing either
             return
         self.log(name, self._step_means.setdefault(name, StepMean()).update(trainer, value), **options)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # without the options of Lightning that run code
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        *,
+        allow: Allowed = (),
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """The task of a checkpoint in evaluation mode, see `load_module` for its arguments and errors.
+
+        `map_location` is a device, by default the CPU; `weights_only` is always true: a checkpoint never runs code.
+        """
+        if weights_only is False:
+            raise UserError("load_from_checkpoint: weights_only=False would run code from the file; leave it out")
+        task = load_module(checkpoint_path, cls, allow, strict, **kwargs)
+        return task if map_location is None else task.to(map_location)
 
     # Lightning's hooks
 

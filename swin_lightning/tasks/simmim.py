@@ -1,6 +1,6 @@
 """SimMIM: masked image modelling, a pre-training without labels (Xie et al., 2022, arXiv:2111.09886)."""
 
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from swin_lightning.batch import Batch
 from swin_lightning.errors import UserError
 from swin_lightning.models.precision import disable_autocast
 from swin_lightning.models.swin import SwinTransformer
+from swin_lightning.ranges import PositiveInt, Range, check_arguments
 from swin_lightning.tasks.base import Task
 from swin_lightning.tasks.classification import WeightedMean
 from swin_lightning.tasks.masks import block_masks
@@ -41,25 +42,24 @@ class SimMIM(Task):
     def __init__(
         self,
         backbone: nn.Module,
-        mask_patch_size: int = 32,
-        mask_ratio: float = 0.6,
-        norm_target: int | None = None,
+        mask_patch_size: PositiveInt = 32,
+        mask_ratio: Annotated[float, Range(gt=0, lt=1)] = 0.6,
+        norm_target: Annotated[int, Range(ge=3)] | None = None,
         **task: object,
     ) -> None:
+        check_arguments(SimMIM.__init__, locals(), "model.")
         super().__init__(backbone, **task)  # type: ignore[arg-type]
         if not isinstance(backbone, SwinTransformer):
             raise UserError(
                 f"model.backbone: SimMIM needs a SwinTransformer or SwinTransformerV2, got {type(backbone).__name__}"
             )
         patch_size = backbone.patch_size[0]
-        if backbone.patch_size[1] != patch_size or mask_patch_size < 1 or mask_patch_size % patch_size:
+        if backbone.patch_size[1] != patch_size or mask_patch_size % patch_size:
             raise UserError(
                 f"model.mask_patch_size {mask_patch_size} must be a multiple of the backbone's patch size {patch_size}"
             )
-        if not 0 < mask_ratio < 1:
-            raise UserError(f"model.mask_ratio {mask_ratio} must be between 0 and 1")
-        if norm_target is not None and (norm_target < 3 or norm_target % 2 == 0):
-            raise UserError(f"model.norm_target {norm_target} must be the odd side of a square, at least 3 pixels")
+        if norm_target is not None and norm_target % 2 == 0:
+            raise UserError(f"model.norm_target {norm_target} must be odd: a square with the pixel in its centre")
         self.mask_patch_size, self.mask_ratio, self.norm_target = mask_patch_size, mask_ratio, norm_target
         self.patch_size, self.stride = patch_size, patch_size << (len(backbone.layers) - 1)
         backbone.head = nn.Identity()

@@ -178,7 +178,7 @@ def test_weights_without_decoder_and_files_of_the_official_code(tmp_path, caplog
     ("kwargs", "words"),
     [({"mask_patch_size": 5}, "model.mask_patch_size 5 must be a multiple of the backbone's patch size 2"),
      ({"mask_ratio": 1.0}, "mask_ratio"),
-     ({"norm_target": 4}, "model.norm_target 4 must be the odd side"),
+     ({"norm_target": 4}, "model.norm_target 4 must be odd"),
      ({"backbone": torch.nn.Linear(2, 2)}, "SimMIM needs a SwinTransformer or SwinTransformerV2, got Linear")],
 )  # fmt: skip
 def test_options_that_cannot_be_meant(kwargs, words):
