@@ -6,9 +6,9 @@ a linear layer is a 1x1 convolution, so that the library can be chosen:
 - AMD with AVX-512: MKL does not use the full vector width of some of these CPUs. On Zen 5 (torch 2.13) a convolution
   doubles the speed of Swin-T's linear layers, 645 -> 320 ms for the forward pass and 1984 -> 1092 ms for forward and
   backward, with 8 images on one thread. On Zen 4 it is 1.1 times as fast.
-- Intel with AMX: MKL is slow for many tokens of few channels. With 25088 tokens a convolution is 1.56 times as fast from
-  96 to 288 channels in the forward pass, and 1.21 times with the backward pass. From 192 channels on it is not faster
-  with the backward pass, and with 392 tokens of 768 channels 0.7 times as fast: `convolution_is_faster` is the rule.
+- Intel with AMX: MKL is slow for many tokens of few channels. With 25088 tokens a convolution is 1.56 times as fast
+  from 96 to 288 channels in the forward pass, and 1.21 times with the backward pass. From 192 channels on it is not
+  faster with the backward pass, and with 392 tokens of 768 channels 0.7 times as fast: `convolution_is_faster`.
 
 In evaluation the GELU of an MLP is computed by oneDNN together with the linear layer before it, which saves a pass over
 the largest activation: on Intel with AMX, 5.7 instead of 10.4 ms for 25088 tokens of 384 channels in bfloat16.
@@ -42,34 +42,36 @@ def use_onednn(model: nn.Module, enable: bool = True) -> None:
         model: Any module; its parameters and the types of its modules do not change.
         enable: False restores the `forward` of the classes.
     """
-    forwards = {}
+    types: list[type[nn.Module]] = []
     if is_amd_with_avx512() or is_intel_with_amx():
-        forwards[nn.Linear] = forward
+        types.append(nn.Linear)
     if multiplies_bfloat16():
-        forwards[Mlp] = forward_mlp
+        types.append(Mlp)
     for module in model.modules():
-        replaced = getattr(vars(module).get("forward"), "__func__", None) in (forward, forward_mlp)
+        replaced = getattr(vars(module).get("forward"), "__func__", None) is forward
         if replaced and not enable:
             del vars(module)["forward"]
-        elif enable and type(module) in forwards and "forward" not in vars(module):
+        elif enable and type(module) in types and "forward" not in vars(module):
             # a bound method of this name is copied with its module, and pickled as `getattr(module, "forward")`
-            vars(module)["forward"] = MethodType(forwards[type(module)], module)
+            vars(module)["forward"] = MethodType(forward, module)
 
 
-def forward(self: nn.Linear, x: Tensor) -> Tensor:
-    """`nn.Linear.forward` by `linear`."""
+def forward(self: nn.Linear | Mlp, x: Tensor) -> Tensor:
+    """The forward of the class by `linear` or `mlp`; one name, since a module is pickled with it."""
+    if isinstance(self, Mlp):
+        return mlp(self, x)
     return linear(x, self.weight, self.bias) if _is_plain(self) else F.linear(x, self.weight, self.bias)
 
 
-def forward_mlp(self: Mlp, x: Tensor) -> Tensor:
+def mlp(layer: Mlp, x: Tensor) -> Tensor:
     """`Mlp.forward`, in evaluation with the GELU in the same kernel as the linear layer before it."""
     dtype = autocast_dtype(x) or x.dtype
     serves = dtype == torch.bfloat16 or (dtype == torch.float32 and is_intel_with_amx())
-    if self.training or torch.is_grad_enabled() or not (serves and _is_eager(x) and _is_untouched(self.fc1)):
-        return type(self).forward(self, x)
-    weight, bias = self.fc1.weight.to(dtype), None if self.fc1.bias is None else self.fc1.bias.to(dtype)
+    if layer.training or torch.is_grad_enabled() or not (serves and _is_eager(x) and _is_untouched(layer.fc1)):
+        return type(layer).forward(layer, x)
+    weight, bias = layer.fc1.weight.to(dtype), None if layer.fc1.bias is None else layer.fc1.bias.to(dtype)
     hidden = torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, "gelu", [], "none")
-    return self.fc2(hidden)  # type: ignore[no-any-return]
+    return layer.fc2(hidden)  # type: ignore[no-any-return]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
