@@ -35,6 +35,7 @@ from swin_lightning.commands import COMMANDS, asks_for_help, check_command, load
 from swin_lightning.data import ImageDataModule, ImageNet
 from swin_lightning.errors import UserError, summarize, user_error
 from swin_lightning.experiment_files import installed_experiments
+from swin_lightning.loggers import place_in_run_folder
 from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.state_check import check_state, limit_to_state
 from swin_lightning.models.weights import read_checkpoint
@@ -55,7 +56,7 @@ from swin_lightning.wandb_runs import ended_by_sweep, finish_wandb
 # the run folder and its checkpoint, for the ranks that Lightning starts on this machine
 RUN_DIR_ENV, CHECKPOINT_ENV = "SWIN_LIGHTNING_RUN_DIR", "SWIN_LIGHTNING_CHECKPOINT"
 RESTART_WAIT = 60.0  # seconds until the process that a restart replaces has ended
-LINKED = {"num_classes", "class_names"}  # arguments of the model that the data module provides
+LINKED = {"num_classes", "class_names", "class_weights"}  # arguments of the model that the data module provides
 
 log = logging.getLogger("swin_lightning")
 
@@ -134,8 +135,8 @@ class CLI(LightningCLI):
             options.return_predictions = False  # they would fill the memory
         loggers = options.trainer.logger if isinstance(options.trainer.logger, list) else [options.trainer.logger]
         for logger in loggers:
-            if isinstance(logger, Namespace) and logger.get("init_args.save_dir", "") is None:
-                logger.init_args.save_dir = str(self.run.path)
+            if isinstance(logger, Namespace):
+                place_in_run_folder(logger, self.run)
         options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.run.checkpoints)
         options.trainer.default_root_dir = options.trainer.default_root_dir or str(self.run.path)
 
@@ -320,7 +321,8 @@ class CLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith(f"{split}/")}
-        print("  ".join(f"{name} {value:.4f}" for name, value in sorted(values.items())))
+        known = sorted((name, value) for name, value in values.items() if value == value)  # NaN: no labelled image
+        print("  ".join(f"{name} {value:.4f}" for name, value in known) or f"{split}: no labelled images")
         if isinstance(self.datamodule, ImageNet) and {f"{split}/acc", f"{split}/acc5"} <= values.keys():
             options = self.config[self.subcommand]
             backbone = options.model.init_args.get("backbone")

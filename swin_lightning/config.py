@@ -121,7 +121,7 @@ def add_options(parser: LightningArgumentParser) -> None:
     parser.add_lightning_class_args(EMA, "ema")
     parser.add_lightning_class_args(EarlyStopping, "early_stopping")
     parser.add_lightning_class_args(NonFinite, "non_finite")
-    for name in ("num_classes", "class_names"):
+    for name in ("num_classes", "class_names", "class_weights"):
         # through a function: a data module without the attribute serves any model that does not need it
         parser.link_arguments("data", f"model.init_args.{name}", _attribute(name), apply_on="instantiate")
     parser.link_arguments("seed_everything", "data.init_args.seed", int)  # plain, or it cannot be dumped
@@ -184,7 +184,7 @@ def instantiate(config: Namespace) -> tuple[Any, Any]:
     parser.add_argument("--seed_everything", type=NonNegativeInt, default=0)
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
-    for name in ("num_classes", "class_names"):
+    for name in ("num_classes", "class_names", "class_weights"):
         parser.link_arguments("data", f"model.init_args.{name}", _attribute(name), apply_on="instantiate")
     built = parser.instantiate(part)
     return built.get("data"), built.model

@@ -77,6 +77,8 @@ def user_error(error: BaseException) -> UserError | None:
         misconfigured = type(cause).__name__ == "MisconfigurationException"
         if misconfigured or (isinstance(cause, ModuleNotFoundError) and cause is not error):
             return UserError(summarize(cause))
+        if isinstance(cause, ValueError) and (missing := _missing_package(str(cause))):
+            return UserError(missing)
         last = str(cause).strip().rpartition("\n")[2]
         if type(cause).__name__ == "ProcessRaisedException" and last.startswith(f"{UserError.__module__}.UserError: "):
             return UserError(last.partition(": ")[2])  # of a rank of ddp_spawn, which sends its traceback as text
@@ -98,6 +100,22 @@ def summarize(error: BaseException) -> str:
 def collapse_whitespace(message: str) -> str:
     """Replace every run of white space by one space."""
     return re.sub(r"\s+", " ", message).strip()
+
+
+def _missing_package(message: str) -> str | None:
+    """A class that cannot be built without a package, in jsonargparse's text about the alternatives of a type.
+
+    It has the messages of the exceptions, not the exceptions. Lightning's say how to install a package.
+    """
+    problem = re.search(
+        r"Problem with given class_path '([\w.]+)':(.*?)(?=\n  - |\nGiven value|\Z)", message, re.DOTALL
+    )
+    hints = (
+        re.findall(r"pip install (?:-U )?['\"]?([\w.\[\]-]+)|No module named '([\w.]+)", problem[2]) if problem else []
+    )
+    if problem is None or not hints:
+        return None
+    return f"{problem[1]} needs a package that is not installed: pip install {''.join(hints[-1])}"
 
 
 def _remedy(error: BaseException) -> str | None:

@@ -34,7 +34,12 @@ GROUPS = {
     "non_finite": NonFinite,
 }
 LINKED = {
-    *("model.num_classes", "model.class_names", "data.seed"),  # see the links of config.add_options
+    *(
+        "model.num_classes",
+        "model.class_names",
+        "model.class_weights",
+        "data.seed",
+    ),  # see the links of config.add_options
     *("model.optimizer.params", "model.optimizer.lr", "model.optimizer.weight_decay", "model.lr_schedule.optimizer"),
 }  # set by other options or by the task
 

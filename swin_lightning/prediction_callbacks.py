@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from swin_lightning.batch import IGNORE_INDEX
+from swin_lightning.class_counts import ClassCounts, class_rows, write_class_table
 from swin_lightning.errors import UserError
 from swin_lightning.prediction_file import PredictionFile, columns_of
 from swin_lightning.run_figures import Prediction, learning_curves, prediction_sheet
@@ -21,9 +22,9 @@ from swin_lightning.shutdown import Interrupted
 
 
 class PredictionReport(Callback):
-    """Figures of a run in its folder, and sample predictions and a confusion matrix for W&B.
+    """Figures and the table by class of a run in its folder, and sample predictions and a confusion matrix for W&B.
 
-    Samples and confusion matrix need a classifier: `num_classes` or `class_names`, logits `B, K` as the result of
+    All but the curves need a classifier: `num_classes` or `class_names`, logits `B, K` as the result of
     `test_step`, and batches as `batch.Batch`. Samples also need `denormalize` of the data module.
 
     Args:
@@ -39,6 +40,7 @@ class PredictionReport(Callback):
         self._names = class_names(pl_module)
         self._predictions: list[Prediction] = []
         self._confusion = None
+        self._classes = ClassCounts(len(self._names)).to(pl_module.device) if self._names else None
         if 1 < len(self._names) <= self.max_classes:
             self._confusion = MulticlassConfusionMatrix(len(self._names), ignore_index=IGNORE_INDEX).to(
                 pl_module.device
@@ -59,6 +61,8 @@ class PredictionReport(Callback):
         target = target.where((target >= 0) & (target < len(self._names)), IGNORE_INDEX)
         if self._confusion is not None:
             self._confusion.update(outputs, target)
+        if self._classes is not None:
+            self._classes.update(outputs.argmax(dim=1), target)
         missing = self.samples - len(self._predictions)
         denormalize = getattr(getattr(trainer, "datamodule", None), "denormalize", None)
         if missing > 0 and trainer.is_global_zero and callable(denormalize) and "image" in batch:
@@ -71,13 +75,20 @@ class PredictionReport(Callback):
         counts = None
         if self._confusion is not None and self._confusion.update_called:
             counts = self._confusion.compute().cpu()  # K, K; on every rank, since it gathers
+        classes = []
+        if self._classes is not None and self._classes.update_called:
+            classes = class_rows(self._classes.compute().cpu(), self._names)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        if any(row["images"] for row in classes):
+            write_class_table(classes, self.run.class_table)
         for logger in trainer.loggers:
             if self._predictions and hasattr(logger, "log_predictions"):
                 logger.log_predictions(self._predictions)
             if counts is not None and hasattr(logger, "log_confusion"):
                 logger.log_confusion(counts, self._names)
+            if classes and hasattr(logger, "log_classes"):
+                logger.log_classes(classes)
         if self._predictions:
             self.run.path.mkdir(parents=True, exist_ok=True)
             prediction_sheet(self._predictions, self.run.prediction_sheet)

@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from swin_lightning.csv_cells import escape_cell, unescape_cell
 from swin_lightning.errors import UserError
 
 SUFFIXES = (".csv", ".parquet")
@@ -85,7 +86,7 @@ class PredictionFile:
         if not self.rows_path.is_file() or not self.rows_path.stat().st_size:
             self.rows_path.parent.mkdir(parents=True, exist_ok=True)
             writer.writerow(columns)
-        writer.writerows(rows)
+        writer.writerows(map(escape_cell, row) for row in rows)
         with self.rows_path.open("ab") as file:
             file.write(_encode(text.getvalue()))
 
@@ -167,7 +168,7 @@ class _CompleteRows(Iterator[Row]):
         if not self._line.endswith(b"\n"):
             raise StopIteration
         self.end = self._offset
-        return row
+        return list(map(unescape_cell, row))
 
     def of_predictions(self, length: int) -> Iterator[Row]:
         """The further rows up to the first that is no prediction."""

@@ -44,6 +44,8 @@ FORBIDDEN = {
 # library or module -> the only files that import it
 RESERVED = {
     "albumentations": ("data/transforms.py",),
+    "triton": ("models/window_attention_triton.py",),
+    "swin_lightning.models.window_attention_triton": ("models/",),
     "wandb": ("loggers.py", "wandb_runs.py", "sweep/wandb_backend.py"),
     "sweeps": ("sweep/",),
     "swin_lightning.sweep": ("sweep/",),

@@ -57,7 +57,7 @@ def test_list_begins_with_the_working_directory(capsys):
     Path("experiments").mkdir()
     Path("experiments/digits_swin_micro.yaml").write_text("# Mine: v1.5. With more.\n\n# Second\n", encoding="utf-8")
     Path("experiments/plain.yml").write_text("model: {}\n# later\n", encoding="utf-8")
-    experiments(["digits_"])
+    experiments(["digits_swin_micro"])
     assert capsys.readouterr().out.splitlines()[:2] == [
         "experiments: swin-lightning fit -c NAME", "  digits_swin_micro  Mine: v1.5"
     ]  # fmt: skip

@@ -3,7 +3,7 @@
 import logging
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from swin_lightning.batch import IGNORE_INDEX, Batch, Preprocessing
+from swin_lightning.data.decoding import MAX_PIXELS, MaxPixels
+from swin_lightning.data.description import describe_split
 from swin_lightning.data.erasing import Boxes, erase, random_boxes
-from swin_lightning.data.layouts import left_out_note, summarize_left_out
+from swin_lightning.data.layouts import left_out_note
 from swin_lightning.data.mixup import MixupCutmix
-from swin_lightning.data.readers import FileReader, Reader, labels_of, left_out_of, read_unlabelled
-from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, OnBadImage, ResumableSampler
-from swin_lightning.data.splits import describe_classes
+from swin_lightning.data.readers import FileReader, Reader, Sources, labels_of, read_unlabelled
+from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, OnBadImage, ResumableSampler, Sampling
 from swin_lightning.data.transforms import (
     AreaRange,
     Crop,
@@ -80,6 +81,11 @@ class ImageDataModule(LightningDataModule):
         predict_path: Image or folder of images for `predict`; by default the test split if it has no labels.
         on_bad_image: `raise` an error for an unreadable image, or `skip` it: training replaces it by the next image,
             evaluation ignores it, and the number of skipped images is logged at the end.
+        sampler: `shuffle`, or `balanced`: in an epoch, the images of all classes are equally frequent; those of small
+            classes are repeated with other augmentation, and some of the large ones are left out.
+        class_weights: `balanced` weights the loss of a class by the inverse of its number of training images; the mean
+            weight of an image is 1.
+        max_pixels: Largest number of pixels of an image file that is decoded; a larger one is unreadable.
         seed: Seed of order, augmentation and mixing.
 
     Raises:
@@ -110,14 +116,16 @@ class ImageDataModule(LightningDataModule):
         std: Std = IMAGENET_STD,
         predict_path: str | None = None,
         on_bad_image: OnBadImage = "raise",
+        sampler: Sampling = "shuffle",
+        class_weights: Literal["balanced"] | None = None,
+        max_pixels: MaxPixels = MAX_PIXELS,
         seed: Seed = 0,
     ) -> None:
         check_arguments(ImageDataModule.__init__, locals(), "data.")
         if rand_augment is not None:
             RandAugment.from_name(rand_augment)
         super().__init__()
-        self.image_size = image_size
-        self.batch_size = batch_size
+        self.image_size, self.batch_size = image_size, batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.crop, self.crop_scale = crop, crop_scale
@@ -129,10 +137,10 @@ class ImageDataModule(LightningDataModule):
         self.mean = (red, green, blue)
         red, green, blue = std
         self.std = (red, green, blue)
-        self.predict_path = predict_path
-        self.on_bad_image = on_bad_image
+        self.sampler, self.class_weighting = sampler, class_weights
+        self.predict_path, self.on_bad_image, self.max_pixels = predict_path, on_bad_image, max_pixels
         self.seed = seed
-        self.sources: dict[str, Reader] = {}  # by split: train, val, test, predict
+        self.sources: dict[str, Reader] = Sources()  # by split: train, val, test, predict
         self._bad_images: set[str] = set()  # names
 
     # for subclasses
@@ -155,6 +163,16 @@ class ImageDataModule(LightningDataModule):
                 raise RuntimeError(f"{type(self).__name__}.class_names raised an AttributeError") from error
             raise UserError(f"data.class_path: {type(self).__name__} does not set class_names") from error
 
+    @property
+    def class_weights(self) -> list[float] | None:
+        """Weight of each class in the loss, K; 0 for a class without training images. None without weights."""
+        if self.class_weighting is None:
+            return None
+        if "train" not in self.sources:
+            self.sources["train"] = self.load("train")
+        counts = np.bincount(labels_of(self.sources["train"]), minlength=self.num_classes)
+        return [counts.sum() / (np.count_nonzero(counts) * n) if n else 0.0 for n in counts.tolist()]
+
     # Lightning's hooks, in the order in which they are called
 
     def setup(self, stage: str) -> None:
@@ -163,10 +181,13 @@ class ImageDataModule(LightningDataModule):
             if split not in self.sources:
                 self.sources[split] = self._predict_images() if split == "predict" else self.load(split)
                 if self._rank()[0] == 0:
-                    log.info(self.describe(split))
+                    same = split == "test" and self.sources[split] is self.sources.get("val")
+                    names = [] if split == "predict" else self.class_names
+                    line = describe_split(split, self.sources[split], names)
+                    log.info("test: the validation images" if same else line)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        sampler = self._sampler("train")
+        sampler = self._sampler("train", training=True)
         if self.trainer is not None:
             sampler.set_epoch(self.trainer.current_epoch)
             sampler.start_batch = self._batches_done(len(sampler) // sampler.batch_size)
@@ -176,7 +197,7 @@ class ImageDataModule(LightningDataModule):
                 f"{len(self.sources['train'])} images; lower it"
             )
         self._check_pairs(sampler.batch_size)
-        return self._loader("train", sampler)
+        return self._loader("train", sampler, training=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self.eval_dataloader("val")
@@ -188,8 +209,8 @@ class ImageDataModule(LightningDataModule):
         return self.eval_dataloader("predict")
 
     def eval_dataloader(self, split: str) -> DataLoader[Any]:
-        """Loader of a split with evaluation pixels, in order."""
-        return self._loader(split, self._sampler(split))
+        """Loader of a split with evaluation pixels, in order; of `train` too."""
+        return self._loader(split, self._sampler(split, training=False), training=False)
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         bad_index = batch.pop("bad_index", None)
@@ -284,29 +305,6 @@ class ImageDataModule(LightningDataModule):
         labels = getattr(self.sources["test"], "labels", None)
         return labels is None or not len(labels) or bool((np.asarray(labels) != IGNORE_INDEX).any())
 
-    def describe(self, split: str) -> str:
-        """One line on what was read of a split: images, classes, what was left out and why."""
-        source = self.sources[split]
-        if split == "test" and source is self.sources.get("val"):
-            return "test: the validation images"
-        if not hasattr(source, "__len__"):
-            return f"{split}: a stream"
-        parts = [f"{split}: {len(source)} images"]
-        if split != "predict" and hasattr(source, "labels"):
-            labels = labels_of(source)
-            labels = labels[labels != IGNORE_INDEX]
-            if not len(labels):
-                parts[0] += " without labels: predictions will be written, and no accuracy computed"
-            else:
-                parts[0] += f" in {len(np.unique(labels))} classes"
-            if origin := getattr(source, "origin", ""):
-                parts[0] += f" ({origin})"
-            if split == "train" and (imbalance := describe_classes(labels, self.class_names)):
-                parts.append(imbalance)
-        if left_out := summarize_left_out(left_out_of(source)):
-            parts.append(f"left out: {left_out}")
-        return "; ".join(parts)
-
     def micro_batch_size(self) -> int:
         """Images per forward pass on one device.
 
@@ -357,23 +355,23 @@ class ImageDataModule(LightningDataModule):
         end = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
         return done if done < end else 0
 
-    def _sampler(self, split: str) -> ResumableSampler:
-        training = split == "train"
+    def _sampler(self, split: str, training: bool) -> ResumableSampler:
         batch_size = self.micro_batch_size() if training else self.eval_batch_size or self.micro_batch_size()
         accumulate = self.accumulated_batches() if training else 1
-        return ResumableSampler(len(self.sources[split]), batch_size, self.seed, training, *self._rank(), accumulate)
+        source = self.sources[split]
+        labels = labels_of(source) if training and self.sampler == "balanced" else None
+        return ResumableSampler(len(source), batch_size, self.seed, training, *self._rank(), accumulate, labels)
 
-    def _loader(self, split: str, sampler: ResumableSampler) -> DataLoader[Any]:
-        training = split == "train"
+    def _loader(self, split: str, sampler: ResumableSampler, training: bool) -> DataLoader[Any]:
         transform = self.train_transform() if training else self.eval_transform()
         workers = self.workers()
         return LazyDataLoader(
-            ImageDataset(self.sources[split], transform, self.seed, self.on_bad_image, training),
+            ImageDataset(self.sources[split], transform, self.seed, self.on_bad_image, training, self.max_pixels),
             batch_size=sampler.batch_size,
             sampler=sampler,
             drop_last=training,
             num_workers=workers,
-            persistent_workers=workers > 0 and split in ("train", "val"),  # both are iterated in every epoch
+            persistent_workers=workers > 0 and (training or split == "val"),  # both are iterated in every epoch
             pin_memory=torch.cuda.is_available(),
         )
 

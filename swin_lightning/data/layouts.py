@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from swin_lightning.data.decoding import image_formats
 from swin_lightning.errors import UserError
 
 SPLIT_NAMES = {
@@ -23,8 +24,6 @@ SPLIT_NAMES = {
 LEFTOVERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
 LEFTOVER_FILES = {"thumbs.db", "desktop.ini", "icon\r"}
 SHOWN_SUFFIXES = 3  # endings named in a line
-# formats that Pillow recognises without decoding them itself: it starts Ghostscript, or needs a handler
-NOT_DECODED = {"EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF"}
 
 
 @dataclass
@@ -42,15 +41,8 @@ class ImageList:
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """The endings, in lower case, of all formats that the installed Pillow decodes."""
-    try:
-        from pillow_heif import register_heif_opener  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        pass
-    else:
-        register_heif_opener()
-    suffixes = Image.registered_extensions().items()  # after it has loaded all of its plugins
-    return frozenset(suffix for suffix, name in suffixes if name in Image.OPEN and name not in NOT_DECODED)
+    """The endings, in lower case, of the formats that are read."""
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in image_formats())
 
 
 def split_names(*splits: str) -> tuple[str, ...]:

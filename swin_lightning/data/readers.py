@@ -1,4 +1,4 @@
-"""Readers of images and labels: arrays in memory, image files, Hugging Face data sets, tar shards.
+"""Readers of images and labels: arrays in memory, image files, tar shards.
 
 A reader has a length, returns `(image, label)` by index, and names its images. An image is an array `H, W, 3` uint8
 RGB, or a `LazyImage` of which a crop decodes only what it needs; `np.asarray` converts either to an array.
@@ -7,9 +7,8 @@ RGB, or a `LazyImage` of which a crop decodes only what it needs; `np.asarray` c
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -17,6 +16,9 @@ from swin_lightning.batch import IGNORE_INDEX
 from swin_lightning.data.decoding import LazyImage
 from swin_lightning.data.layouts import find_images, image_suffixes, left_out_note, list_class_folders
 from swin_lightning.errors import UserError
+
+# an integer label states the number of classes, for each of which the model has weights
+MAX_CLASSES, MAX_LABEL_BYTES = 1_000_000, 32
 
 
 class Reader(Protocol):
@@ -27,6 +29,14 @@ class Reader(Protocol):
     def __getitem__(self, index: int) -> tuple[np.ndarray | LazyImage, int]: ...
 
     def name(self, index: int) -> str: ...
+
+
+class Sources(dict[str, Reader]):
+    """Readers by split."""
+
+    def __missing__(self, split: str) -> Reader:
+        stage = {"train": "fit", "val": "fit"}.get(split, split)
+        raise UserError(f"the {split} split has not been read: call setup({stage!r}) of the data module first")
 
 
 class ArrayReader:
@@ -178,94 +188,6 @@ def read_unlabelled(root: Path) -> FileReader:
     return FileReader(found.paths, [IGNORE_INDEX] * len(found.paths), found.left_out)
 
 
-# Hugging Face data sets
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a Hugging Face data set that are used.
-
-    Attributes:
-        image: Name of the image column.
-        label: Name of the label column.
-        class_names: Class names of a ClassLabel column; None for plain integers.
-    """
-
-    image: str
-    label: str
-    class_names: list[str] | None
-
-
-def find_columns(features: Any, path: str) -> Columns:
-    """Find the image column and the label column.
-
-    The label column is named `label` (`fine_label` in CIFAR-100, `cls` in tar files) or is the only ClassLabel column.
-
-    Args:
-        features: The `datasets.Features` of the data set.
-        path: The data set in error messages.
-
-    Raises:
-        UserError: If there is no such column, or if the labels are not integers.
-    """
-    from datasets import ClassLabel
-    from datasets import Image as ImageFeature
-
-    images = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
-    if not images:
-        raise UserError(f"data.path: no image column in {path!r}, only {list(features)}")
-    class_labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    labels = [name for name in ("label", "fine_label", "cls") if name in features] or class_labels
-    if not labels or (labels is class_labels and len(labels) > 1):
-        raise UserError(f"data.path: no column 'label' in {path!r}, only {list(features)}; rename the label column")
-    label = labels[0]
-    dtype = str(getattr(features[label], "dtype", features[label]))
-    if not dtype.startswith(("int", "uint", "bool")):
-        raise UserError(
-            f"data.path: column {label!r} of {path!r} is of type {dtype}; expected integers or a ClassLabel "
-            f"(see `datasets.Dataset.class_encode_column`)"
-        )
-    names = getattr(features[label], "names", None)
-    return Columns(images[0], label, list(names) if names else None)
-
-
-def find_split(splits: Any, names: Sequence[str], path: str) -> str:
-    """The first of several names that a data set has as a split.
-
-    Raises:
-        UserError: If it has none of them.
-    """
-    for name in names:
-        if name in splits:
-            return name
-    raise UserError(f"data.path: no split {names[0]!r} in {path!r}, only {list(splits)}")
-
-
-class HuggingFaceReader:
-    """A split (`datasets.Dataset`) of the Hugging Face data set `path`.
-
-    Raises:
-        UserError: If there is no image column or no label column.
-    """
-
-    def __init__(self, split: Any, path: str) -> None:
-        from datasets import Image as ImageFeature
-
-        self.path, self.columns = path, find_columns(split.features, path)
-        self.split = split.cast_column(self.columns.image, ImageFeature(decode=False))
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> tuple[LazyImage, int]:
-        row = self.split[index]
-        image = row[self.columns.image]
-        return LazyImage(image["bytes"] or Path(image["path"]), self.name(index)), row[self.columns.label]
-
-    def name(self, index: int) -> str:
-        return f"{self.path}[{index}]"
-
-
 # tar shards
 
 
@@ -363,7 +285,9 @@ def _read_tar_headers(path: Path) -> tuple[dict[str, tuple[str, int, int]], dict
                     images[key] = (member.name, member.offset_data, member.size)
                 elif suffix == "cls":
                     content = tar.extractfile(member)
-                    classes[key] = int(content.read()) if content else -1
+                    classes[key] = int(content.read(MAX_LABEL_BYTES + 1)) if content else -1
+                    if not 0 <= classes[key] < MAX_CLASSES:
+                        raise ValueError(f"class {classes[key]} of {member.name} is not from 0 to {MAX_CLASSES - 1}")
     except (tarfile.TarError, OSError, ValueError) as error:
         raise UserError(f"data.path: cannot read shard {path}: {error}; expected an uncompressed tar file") from error
     return images, classes

@@ -4,7 +4,6 @@ The draws are those of scikit-learn, functions of the labels, the groups and a s
 """
 
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -113,23 +112,3 @@ def folds(labels: Array, count: int, seed: int, groups: Array | None = None, opt
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class with fewer images than folds is in some folds only
         return [held for _, held in splitter.split(np.zeros(len(labels)), labels, groups)]
-
-
-def describe_classes(labels: Array, class_names: Sequence[str], imbalance: float = 3.0) -> str:
-    """Say that classes have very different numbers of images, or none; an empty text otherwise.
-
-    Args:
-        labels: Class indices `N`.
-        class_names: Names of the K classes.
-        imbalance: Ratio of the largest to the smallest class from which on it is said.
-    """
-    counts = np.bincount(labels[labels >= 0], minlength=len(class_names))
-    least, most = int(counts.argmin()), int(counts.argmax())
-    if counts[least] and counts[most] < imbalance * counts[least]:
-        return ""
-    if not counts[least]:
-        return f"{int((counts == 0).sum())} of {len(counts)} classes have no image, such as {class_names[least]!r}"
-    return (
-        f"classes are imbalanced: from {counts[least]} images ({class_names[least]!r}) to {counts[most]} "
-        f"({class_names[most]!r})"
-    )

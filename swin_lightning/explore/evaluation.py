@@ -17,6 +17,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error,
 
 from swin_lightning.batch import IGNORE_INDEX
 from swin_lightning.checkpoint_classes import Allowed
+from swin_lightning.class_counts import ClassCounts
 from swin_lightning.config import instantiate, load_run_config
 from swin_lightning.data import ImageDataModule
 from swin_lightning.data.sampling import ImageDataset
@@ -63,6 +64,12 @@ class Evaluation:
         rows = [(names[i], names[j], int(matrix[i, j])) for i, j in matrix.nonzero().tolist()]
         pairs = pd.DataFrame(rows, columns=["label", "prediction", "images"])
         return pairs.sort_values("images", ascending=False, kind="stable", ignore_index=True)
+
+    def class_counts(self) -> Tensor:
+        """Images, predictions and correct ones of each class, `3, K`."""
+        counts = ClassCounts(len(self.class_names))
+        counts.update(self.predictions, self.labels)
+        return counts.compute()
 
     def errors(self) -> Tensor:
         """Positions (in this evaluation) of the wrong predictions, most confident first."""
@@ -131,7 +138,7 @@ def evaluate(model: nn.Module, data: ImageDataModule, split: str = "test", limit
             labels.append(targets)
     known = torch.cat(labels) != IGNORE_INDEX if labels else torch.zeros(0)
     if not known.any():
-        raise UserError(f"split {split!r} has no labelled image")
+        raise UserError(f"split {split!r} has no labelled image; use another one, --split val")
     return Evaluation(
         torch.cat(probabilities)[known], torch.cat(labels)[known], list(data.class_names), torch.tensor(indices)[known]
     )
@@ -153,7 +160,7 @@ def load_run(path: str | Path, allow: Allowed = ()) -> tuple[LightningModule, Im
     """Model and data module of a run: its configuration, and the weights of its best checkpoint (else the last).
 
     Args:
-        path: The run folder.
+        path: The run folder, or a checkpoint in it.
         allow: Classes that the run may name besides those of `swin_lightning`, see `checkpoint_classes`.
 
     Returns:
@@ -162,8 +169,8 @@ def load_run(path: str | Path, allow: Allowed = ()) -> tuple[LightningModule, Im
     Raises:
         UserError: If the folder is not a run folder, has no checkpoint, or the data module is no `ImageDataModule`.
     """
-    run = RunFolder.open(path)
-    checkpoint = run.checkpoint()
+    run = (RunFolder.of_checkpoint(path) if Path(path).is_file() else None) or RunFolder.open(path)
+    checkpoint = Path(path) if Path(path).is_file() else run.checkpoint()
     state, where = read_checkpoint(checkpoint).get("state_dict"), f"checkpoint {str(checkpoint)!r}"
     with limit_to_state(state, where):
         data, model = instantiate(load_run_config(run, allow))

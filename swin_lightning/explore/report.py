@@ -9,6 +9,7 @@ import yaml
 from torch import Tensor, nn
 
 from swin_lightning.checkpoint_classes import Allowed
+from swin_lightning.class_counts import class_rows, mean_scores
 from swin_lightning.data import ImageDataModule
 from swin_lightning.errors import CommandParser, UserError, add_allow_option
 from swin_lightning.explore.attention_maps import BlockAttention, record_attention, swin_blocks
@@ -160,11 +161,13 @@ def write_report(report: RunReport, output: str | Path | None = None) -> Path:
 
 
 def _summary(report: RunReport) -> str:
-    best = report.log.best("val/acc")
+    best, means = report.log.best("val/acc"), mean_scores(report.evaluation.class_counts())
     values = {
         "split": report.split,
         "images": len(report.evaluation.labels),
         "top-1 (%)": 100 * report.evaluation.accuracy,
+        "balanced accuracy (%)": 100 * float(means["acc_balanced"]),
+        "macro F1 (%)": 100 * float(means["f1_macro"]),
         "calibration error (%)": 100 * report.evaluation.calibration_error(),
         "best val/acc (%)": None if best is None else 100 * best,
         "training (s)": report.log.training_seconds(),
@@ -195,7 +198,10 @@ def _predictions(report: RunReport) -> list[str]:
     calibration = picture(
         calibration_figure(evaluation), "Reliability diagram. Above the diagonal the model is underconfident."
     )
+    rows = sorted(class_rows(evaluation.class_counts(), evaluation.class_names), key=lambda row: row["f1"])
+    shown = f" (the {MAX_CLASSES} with the lowest F1)" if len(rows) > MAX_CLASSES else ""
     return [
+        section(f"Classes{shown}", table(list(rows[0]), [list(row.values()) for row in rows[:MAX_CLASSES]])),
         section("Confusion matrix", *confusion),
         section("Most confident errors", errors),
         section("Calibration", calibration),

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from swin_lightning.config import flatten
-from swin_lightning.errors import UserError
+from swin_lightning.errors import UserError, summarize
 from swin_lightning.runs import find_runs
 from swin_lightning.wandb_runs import WandbRecord, read_offline_run, read_project
 
@@ -75,7 +75,10 @@ def read_runs(*folders: str | Path) -> list[RunLog]:
     for root in map(Path, folders):
         for run in find_runs(root):
             config = run.read_config()
-            metrics = _tidy(pd.read_csv(run.metrics))
+            try:
+                metrics = _tidy(pd.read_csv(run.metrics))
+            except (ValueError, KeyError, TypeError) as error:  # of pandas, for files that are no table
+                raise UserError(f"{run.metrics} is not a file of metrics ({summarize(error)[:200]})") from error
             logs[run.path] = RunLog(run.name, flatten(config) if config else {}, metrics)
         for file in sorted(root.rglob("offline-run-*/run-*.wandb")):  # <run>/wandb/offline-run-*/run-*.wandb
             folder = file.parents[2]
@@ -116,29 +119,6 @@ def config_differences(logs: Sequence[RunLog]) -> list[dict[str, Any]]:
     keys = sorted({key for log in logs for key in log.config})
     unequal = [key for key in keys if len({repr(log.config.get(key)) for log in logs}) > 1]
     return [{key: log.config.get(key) for key in unequal} for log in logs]
-
-
-def markdown_row(log: RunLog, hardware: str) -> str:
-    """A run as a row of the table of results in `experiments/README.md`.
-
-    Raises:
-        UserError: If the run was not tested.
-    """
-    accuracy, accuracy5, seconds = log.last("test/acc"), log.last("test/acc5"), log.training_seconds()
-    if accuracy is None or accuracy5 is None:
-        raise UserError(f"run {log.name} has no test/acc; run `swin-lightning test`, or fit with --test_after_fit true")
-    time = "" if seconds is None else f"{seconds:.0f} s" if seconds < 300 else f"{seconds / 60:.1f} min"
-    experiment = log.name.split("/")[0]
-    cells = [
-        f"`{experiment}`",
-        f"{100 * accuracy:.2f} %",
-        f"{100 * accuracy5:.2f} %",
-        str(log.config.get("seed_everything", "")),
-        time,
-        hardware,
-        f"[csv](logs/{experiment}.csv)",
-    ]
-    return f"| {' | '.join(cells)} |"
 
 
 # helpers

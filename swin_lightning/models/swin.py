@@ -18,7 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from swin_lightning.errors import UserError
 from swin_lightning.models.attention import WindowAttention
+from swin_lightning.models.constants import constant
 from swin_lightning.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, init_weights
+from swin_lightning.models.precision import autocast_dtype
 from swin_lightning.models.windows import (
     Size,
     fit_window,
@@ -85,6 +87,8 @@ class SwinTransformerBlock(nn.Module):
         """Pad, shift, attend within windows, and revert shift and padding: `B, H, W, C` -> `B, H, W, C`."""
         H, W = x.shape[1:3]
         window, (sy, sx) = fit_window((H, W), self.window_size, self.shift_size)
+        if self.attn.serves_map(x, window):
+            return self.attn(x, window, shift=(sy, sx))  # type: ignore[no-any-return]
         padded = padded_size((H, W), window)
         if padded != (H, W):
             x = F.pad(x, (0, 0, 0, padded[1] - W, 0, padded[0] - H))
@@ -148,7 +152,7 @@ class BasicLayer(nn.Module):
         masks = {}  # shared by the blocks of the stage: one without and one with shift
         blocks = cast(Iterable[SwinTransformerBlock], self.blocks)
         for shift in sorted({block.shift_size for block in blocks}):
-            masks[shift] = shifted_window_mask(size, *fit_window(size, self.window_size, shift), device=x.device)
+            masks[shift] = constant(shifted_window_mask, size, *fit_window(size, self.window_size, shift), like=x)
         for block in blocks:
             mask = masks[block.shift_size]
             if self.use_checkpoint and self.training:
@@ -180,6 +184,8 @@ class SwinTransformer(nn.Module):
         patch_norm: Apply a LayerNorm after the patch embedding.
         use_checkpoint: Gradient checkpointing: recompute the blocks in the backward pass to save memory.
         init_std: Standard deviation of initial linear weights; about `embed_dim ** -0.5` is better for narrow networks.
+        half_residual: Under autocast keep the residual of the first stage in half precision, as that of the others is,
+            and not in float32, to which a GPU's LayerNorm promotes it.
 
     Raises:
         UserError: If an argument is out of range, depths and num_heads differ in length, or num_heads does not divide
@@ -207,6 +213,7 @@ class SwinTransformer(nn.Module):
         patch_norm: bool = True,
         use_checkpoint: bool = False,
         init_std: InitStd = 0.02,
+        half_residual: bool = False,
     ) -> None:
         check_arguments(SwinTransformer.__init__, locals(), "model.backbone.")
         super().__init__()
@@ -227,7 +234,7 @@ class SwinTransformer(nn.Module):
                 )
         self.num_features = dims[-1]
         self.img_size, self.patch_size = to_pair(img_size, "img_size"), to_pair(patch_size, "patch_size")
-        self.num_classes, self.init_std = num_classes, init_std
+        self.num_classes, self.init_std, self.half_residual = num_classes, init_std, half_residual
 
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, patch_norm)
         H, W = self.stage_size(0)
@@ -308,6 +315,8 @@ class SwinTransformer(nn.Module):
         if self.absolute_pos_embed is not None:
             x = x + self.absolute_pos_embed.view(1, *x.shape[1:])
         x = self.pos_drop(x)
+        if self.half_residual:
+            x = x.to(autocast_dtype(x))
         layers = self.layers[:num_stages]
         intermediates = []
         for stage, layer in enumerate(layers):

@@ -9,7 +9,7 @@ import torch
 
 from swin_lightning.data import ImageFolder
 from swin_lightning.data.readers import ArrayReader, FileReader
-from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, ResumableSampler, deal_pairs
+from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, ResumableSampler, balanced_order, deal_pairs
 from swin_lightning.data.transforms import eval_transform, train_transform
 from swin_lightning.errors import UserError
 from tests.support.images import write_image, write_photographs
@@ -223,3 +223,32 @@ def test_two_ranks_see_the_images_of_one(photographs, expected):
     ranks = [hashes(photographs, 0, rank=rank, world_size=2)[1] for rank in (0, 1)]
     for b in range(5):
         assert {*ranks[0][4 * b : 4 * b + 4], *ranks[1][4 * b : 4 * b + 4]} == set(expected[1][8 * b : 8 * b + 8])
+
+
+# balanced classes
+
+
+def test_balanced_epoch_has_all_classes_equally_often_and_is_a_function_of_seed_and_epoch():
+    labels = np.repeat([0, 1, 2], [80, 15, 5])
+    order = balanced_order(labels, np.random.default_rng(1))
+    assert np.bincount(labels[order % 100]).tolist() in ([34, 33, 33], [33, 34, 33], [33, 33, 34])
+    assert len(set(order)) == 100  # repeated samples have other numbers
+    large, small = order[labels[order % 100] == 0], order[labels[order % 100] == 2]
+    assert large.max() < 100 and sorted(small)[:30] == [95 + i % 5 + 100 * (i // 5) for i in range(30)]
+    samplers = [ResumableSampler(100, 10, 3, True, rank, 2, labels=labels) for rank in (0, 1)]
+    for epoch in (0, 1):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        whole = ResumableSampler(100, 20, 3, True, labels=labels)
+        whole.set_epoch(epoch)
+        assert sorted(key for sampler in samplers for key in sampler) == sorted(whole)
+    whole.start_batch = 2
+    assert list(whole) == list(whole)[40:]
+
+
+def test_repeated_samples_are_augmented_differently():
+    images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3), dtype=np.uint8)
+    dataset = ImageDataset(ArrayReader(images, np.array([0, 1])), train_transform(8), training=True)
+    first, again, other = dataset[0, 1], dataset[0, 3], dataset[0, 1]
+    assert (first["index"], again["index"], again["target"]) == (1, 1, 1)
+    assert torch.equal(first["image"], other["image"]) and not torch.equal(first["image"], again["image"])

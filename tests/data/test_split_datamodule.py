@@ -156,3 +156,15 @@ def test_folder_without_images_is_an_error_that_says_what_is_there(tmp_path):
 def test_cifar_keeps_the_draw_of_recorded_results():
     assert CIFAR10().val_size == 5000 and CIFAR10().found_splits() == {"train", "test"}
     assert CIFAR10(val_size=0).found_splits() == {"train", "val", "test"}
+
+
+def test_class_weights_are_inverse_to_the_number_of_images(tmp_path):
+    write(tmp_path, "train/cat", "val/cat", "val/dog")
+    write(tmp_path, "train/dog", count=30)
+    path = str(tmp_path)
+    assert ImageFolder(path).class_weights is None
+    assert ImageFolder(path, class_weights="balanced").class_weights == [2.0, pytest.approx(2 / 3)]
+    data = ImageFolder(path, image_size=8, batch_size=10, num_workers=0, sampler="balanced")
+    data.setup("fit")
+    targets = [int(target) for batch in data.train_dataloader() for target in batch["target"]]
+    assert [targets.count(label) for label in (0, 1)] == [20, 20]

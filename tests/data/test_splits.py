@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from swin_lightning.data.splits import describe_classes, folds, hold_out, number_held_out
+from swin_lightning.data.splits import folds, hold_out, number_held_out
 from swin_lightning.errors import UserError
 
 LABELS = np.repeat([0, 1, 2], [60, 30, 10])
@@ -63,10 +63,3 @@ def test_too_many_folds_are_an_error():
         folds(np.array([0] * 8 + [1] * 3), 9, 0)
     with pytest.raises(UserError, match=r"data\.folds 30: there are only 20 groups"):
         folds(LABELS, 30, 0, GROUPS)
-
-
-def test_imbalance_in_words():
-    names = ["cat", "dog", "emu"]
-    assert describe_classes(np.array([0, 0, 1, 1, 2]), names) == ""
-    assert describe_classes(LABELS, names) == "classes are imbalanced: from 10 images ('emu') to 60 ('cat')"
-    assert describe_classes(np.array([0, -1, 2]), names) == "1 of 3 classes have no image, such as 'dog'"
