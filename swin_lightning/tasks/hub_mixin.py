@@ -43,7 +43,7 @@ class HubMixin(ModelHubMixin):  # type: ignore[misc,unused-ignore]
             return local / name if local.is_dir() else Path(hf_hub_download(model_id, name, **download))
 
         backbone, class_names, preprocessing, weights = read_config(find(CONFIG))
-        model = cls(backbone, num_classes=len(class_names), class_names=class_names)  # type: ignore[call-arg]
-        load_weights(model, find(weights))
+        model = cls(backbone, num_classes=len(class_names), class_names=class_names)
+        load_weights(model, find(weights))  # type: ignore[arg-type]
         model.preprocessing = preprocessing
         return model.eval()  # type: ignore[attr-defined,no-any-return]
