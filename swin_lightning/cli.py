@@ -97,11 +97,10 @@ class CLI(LightningCLI):
         config.add_options(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        arguments = config.resolve_experiments(list(args or []))
-        self.config = parser.parse_args(arguments)
+        self.config = config.parse(parser, list(args or []))
         options = self.config[self.config.subcommand]
-        options.experiment = options.experiment or config.experiment_name(arguments)
-        self.run = self._find_run(options, arguments)
+        options.experiment = options.experiment or config.experiment_name(list(args or []))
+        self.run = self._find_run(options, config.resolve_experiments(list(args or [])))
         # LightningCLI would now merge the hyperparameters of the checkpoint, and stumble over linked arguments
         self.ckpt_path, options.ckpt_path = options.ckpt_path, None
 

@@ -7,7 +7,9 @@ exception is a bug, of this package or of a library, and keeps its traceback.
 import argparse
 import errno
 import re
-from typing import NoReturn
+from typing import Any, NoReturn
+
+SHOWN = 80  # characters of a value in a message
 
 
 class UserError(ValueError):
@@ -83,6 +85,16 @@ def summarize(error: BaseException) -> str:
     if "in DataLoader worker process" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2]
     return collapse_whitespace(text)
+
+
+def shorten(value: Any) -> str:
+    """A value as in YAML, on one line and at most 80 characters of it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, tuple):
+        value = list(value)
+    text = collapse_whitespace(value if isinstance(value, str) and value else repr(value))
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def collapse_whitespace(message: str) -> str:

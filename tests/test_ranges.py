@@ -17,7 +17,6 @@ from swin_lightning.ranges import (
     check_arguments,
     describe,
     matches,
-    shorten,
 )
 
 NAN, INF = float("nan"), float("inf")
@@ -58,11 +57,6 @@ def test_what_a_type_allows(hint, allowed, refused):
 )
 def test_types_in_words(hint, text):
     assert describe(hint) == text
-
-
-def test_values_are_shortened():
-    assert shorten([1] * 1000) == f"[{'1, ' * 25}1..."
-    assert (shorten(True), shorten(None), shorten("a\nb"), shorten("")) == ("true", "null", "a b", "''")
 
 
 def function(rate: Rate = 0.1, size: PositiveInt = 3, other: "Unknown | None" = None) -> None:  # noqa: F821
