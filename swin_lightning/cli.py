@@ -31,7 +31,7 @@ from swin_lightning.callbacks import (
 from swin_lightning.checkpointing import PerStepSeed
 from swin_lightning.commands import COMMANDS, asks_for_help, check_command, load_command
 from swin_lightning.data import ImageNet
-from swin_lightning.errors import UserError, summarize, user_error
+from swin_lightning.errors import UserError, shorten, user_error
 from swin_lightning.models.registry import compare_to_published
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.monitors import DEFAULT_MONITOR, MonitorCheck, check_monitor
@@ -98,6 +98,7 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.config = config.parse(parser, list(args or []))
+        self.planned_epochs = config.planned_epochs(list(args or []))
         options = self.config[self.config.subcommand]
         options.experiment = options.experiment or config.experiment_name(list(args or []))
         self.run = self._find_run(options, config.resolve_experiments(list(args or [])))
@@ -186,10 +187,18 @@ class CLI(LightningCLI):
             callbacks.append(SaveConfig(self.run, self.saved_config, named, str(self.subcommand)))
         try:
             return Trainer(**{**trainer, "callbacks": [Shutdown(), *callbacks]})
-        except (ValueError, TypeError, MisconfigurationException) as error:  # a bug in it would be Lightning's
-            raise UserError(f"trainer: {summarize(error)}") from error
+        except (
+            ValueError,
+            TypeError,
+            ImportError,
+            MisconfigurationException,
+        ) as error:  # a bug in it would be Lightning's
+            names = ("accelerator", "devices", "strategy", "precision")
+            given = ", ".join(f"{name} {shorten(trainer[name])}" for name in names)
+            raise UserError(f"trainer: {shorten(error, 300)} Given: {given}; check these options") from error
 
     def after_instantiate_classes(self) -> None:
+        self.model.planned_epochs = self.planned_epochs
         found = self.model.hparams.get("num_classes")
         if self.checkpoint_classes is not None and self.checkpoint_classes != found:
             raise UserError(

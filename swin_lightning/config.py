@@ -24,7 +24,7 @@ from swin_lightning.config_check import GROUPS, check_values
 from swin_lightning.errors import UserError, shorten
 from swin_lightning.parser_errors import explain, short_key
 from swin_lightning.tasks import SwinClassifier
-from swin_lightning.yaml_files import check_yaml, locate, read_text
+from swin_lightning.yaml_files import check_yaml, locate, read_text, read_yaml
 
 PACKAGE = Path(__file__).parent
 # defaults such as `Interval.step` of Lightning's Timer, whose annotation is str, are dumped as their values
@@ -197,6 +197,19 @@ def parse(parser: LightningArgumentParser, arguments: Sequence[str]) -> Namespac
         raise
 
 
+def planned_epochs(arguments: Sequence[str]) -> int:
+    """The largest `trainer.max_epochs` that a configuration file states, 0 if none does.
+
+    A run with fewer, as to try an experiment out, keeps the warm-up of the experiment.
+    """
+    stated = [0]
+    for path in config_files(resolve_experiments(arguments)):
+        trainer = (read_yaml(path) or {}).get("trainer")
+        epochs = trainer.get("max_epochs") if isinstance(trainer, dict) else None
+        stated += [epochs] if isinstance(epochs, int) else []
+    return max(stated)
+
+
 def check_sections(path: str, root: yaml.Node | None) -> None:
     """Check that a configuration file is a mapping, and its sections mappings too."""
     if root is None:
@@ -206,15 +219,11 @@ def check_sections(path: str, root: yaml.Node | None) -> None:
     for name, value in root.value:
         where = f"{path}:{name.start_mark.line + 1}: {name.value}"
         if name.value in GROUPS and not isinstance(value, yaml.MappingNode):
-            raise UserError(
-                f"{where} {shorten(value.value)}: expected a mapping of options, such as {name.value}: {{}}"
-            )
+            raise UserError(f"{where} {shorten(value.value)}: expected a mapping of options")
         if name.value in ("model", "data") and isinstance(value, yaml.SequenceNode):
             raise UserError(f"{where}: a list; expected class_path and init_args")
     if all(value.tag.endswith(":null") for _, value in root.value):
-        raise UserError(
-            f"{path}:1: {root.value[0][0].value} has no value; expected class_path and init_args, or options"
-        )
+        raise UserError(f"{path}:1: {root.value[0][0].value} has no value; expected class_path and init_args")
 
 
 def load(arguments: Sequence[str]) -> Namespace:

@@ -5,6 +5,8 @@ is after overlays and the command line have replaced values of earlier files.
 """
 
 import importlib
+import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +16,7 @@ from lightning import Trainer
 from swin_lightning.callbacks import EarlyStopping
 from swin_lightning.checkpointing import Checkpoint
 from swin_lightning.ema import EMA
-from swin_lightning.errors import UserError
+from swin_lightning.errors import UserError, shorten
 from swin_lightning.non_finite import NonFinite
 from swin_lightning.ranges import Seed, matches, out_of_range
 from swin_lightning.signatures import argument_types
@@ -41,6 +43,15 @@ def check_values(config: Namespace) -> None:
             _check_arguments(key, target, vars(config[key]))
     for key in ("model", "data"):
         _check_block(key, config.get(key))
+    trainer = config.trainer
+    if trainer.accelerator == "cpu" and not re.fullmatch(r"auto|\d+", str(trainer.devices)):
+        raise UserError(
+            f"trainer.devices {shorten(trainer.devices)}: on a CPU it is the number of processes; expected an integer "
+            ">= 1, or auto"
+        )
+    most = max(8, 2 * (os.cpu_count() or 1))
+    if trainer.accelerator == "cpu" and str(trainer.devices).isdigit() and int(trainer.devices) > most:
+        raise UserError(f"trainer.devices {trainer.devices}: on this CPU expected at most {most} processes")
 
 
 def _check_block(key: str, block: Any) -> None:

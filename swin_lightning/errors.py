@@ -67,7 +67,9 @@ def user_error(error: BaseException) -> UserError | None:
     for cause in causes:
         # by name: this module imports nothing heavy
         misconfigured = type(cause).__name__ == "MisconfigurationException"
-        if misconfigured or (isinstance(cause, ModuleNotFoundError) and cause is not error):
+        if isinstance(cause, ModuleNotFoundError) and cause is not error:
+            return UserError(_missing_package(cause))
+        if misconfigured:
             return UserError(summarize(cause))
         last = str(cause).strip().rpartition("\n")[2]
         if type(cause).__name__ == "ProcessRaisedException" and last.startswith(f"{UserError.__module__}.UserError: "):
@@ -87,19 +89,30 @@ def summarize(error: BaseException) -> str:
     return collapse_whitespace(text)
 
 
-def shorten(value: Any) -> str:
-    """A value as in YAML, on one line and at most 80 characters of it."""
+def shorten(value: Any, most: int = SHOWN) -> str:
+    """A value as in YAML, or a message, on one line and at most `most` characters of it."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, tuple):
         value = list(value)
-    text = collapse_whitespace(value if isinstance(value, str) and value else repr(value))
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+    plain = (isinstance(value, str) and value) or isinstance(value, BaseException)
+    text = collapse_whitespace(str(value) if plain else repr(value))
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def collapse_whitespace(message: str) -> str:
     """Replace every run of white space by one space."""
     return re.sub(r"\s+", " ", message).strip()
+
+
+def _missing_package(error: ModuleNotFoundError) -> str:
+    """What a class of the configuration needs and how to install it; libraries repeat themselves."""
+    text = summarize(error)
+    command = re.search(r"`(pip install [^`]+)`", text)
+    needs = re.search(r"Requirement '([^']+)'|No module named '([^']+)'", text)
+    if command is None or needs is None:
+        return text
+    return f"a class of the configuration needs the package {needs[1] or needs[2]}; run {command[1].replace(' -U', '')}"
 
 
 def _remedy(error: BaseException) -> str | None:

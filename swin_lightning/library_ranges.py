@@ -15,18 +15,19 @@ from swin_lightning.ranges import NonNegative, NonNegativeInt, Pattern, Positive
 
 assert strategies  # registers `fsdp2`
 ACCELERATORS = ("auto", "gpu", *sorted(AcceleratorRegistry.available_accelerators()))
+COMMON_STRATEGIES = "auto, ddp, ddp_spawn, ddp_notebook, fsdp2"  # the others are variants of them
 STRATEGIES = ("auto", *sorted(StrategyRegistry.available_strategies()))
 DURATION = Annotated[str, Pattern(r"(?=.*[1-9])\d+:\d\d:\d\d:\d\d", "a duration DD:HH:MM:SS above 0")]
 Duration = DURATION | timedelta | dict[str, int]
 End = Literal[-1] | PositiveInt  # -1 for no limit
 Part = NonNegativeInt | Probability  # a number of batches, or a fraction of all
 SomePart = PositiveInt | Share
-Devices = Annotated[str, Pattern(r"auto|-1|[1-9]\d*|\d+(,\d+)*,?", "auto, a number, or indices such as 0,1")]
+Devices = Annotated[str, Pattern(r"auto|-1|[1-9]\d*|\d+(,\d+)+,?|\d+,", "auto, a number, or indices such as 0,1")]
 
 LIBRARY_RANGES: dict[Any, dict[str, Any]] = {
     Trainer.__init__: {
         "accelerator": Literal[ACCELERATORS] | Accelerator,
-        "strategy": Literal[STRATEGIES] | Strategy,
+        "strategy": Annotated[str, Pattern("|".join(STRATEGIES), f"one of {COMMON_STRATEGIES}")] | Strategy,
         "devices": Devices | End | list[NonNegativeInt],
         "num_nodes": PositiveInt,
         "fast_dev_run": bool | NonNegativeInt,

@@ -16,7 +16,7 @@ from swin_lightning.config_check import GROUPS
 from swin_lightning.data import ImageDataModule
 from swin_lightning.errors import collapse_whitespace, shorten
 from swin_lightning.models import SwinTransformer
-from swin_lightning.ranges import out_of_range
+from swin_lightning.ranges import Seed, out_of_range
 from swin_lightning.signatures import argument_types, parameters
 from swin_lightning.tasks import SwinClassifier
 
@@ -63,7 +63,7 @@ SYNONYMS = {
     "ema_decay": "ema.decay",
     "logger": "trainer.logger",
 }
-QUOTE = "'"
+QUOTE, COMMA = "'", ","
 # what a class path may be, by option
 EXAMPLES = {
     "model": "swin_lightning.SwinClassifier",
@@ -71,7 +71,7 @@ EXAMPLES = {
     "model.optimizer": "torch.optim.SGD",
     "model.lr_schedule": "torch.optim.lr_scheduler.StepLR",
     "model.loss": "torch.nn.CrossEntropyLoss",
-    "model.metrics": "{f1: {class_path: torchmetrics.F1Score, init_args: {task: multiclass, num_classes: 10}}}",
+    "model.metrics": "{f1: {class_path: torchmetrics.classification.MulticlassF1Score, init_args: {num_classes: 10}}}",
     "data": "swin_lightning.data.ImageFolder",
     "trainer.logger": "swin_lightning.loggers.CSVLogger",
     "trainer.callbacks": "lightning.pytorch.callbacks.Timer",
@@ -99,7 +99,7 @@ def explain(message: str) -> str:
             return f"unexpected argument {shorten(given)}; options are --NAME=VALUE, configuration files -c FILE"
         return unknown_option(given.removeprefix("--").partition("=")[0])
     if alone := re.search(r"argument (\S+): expected one argument", line):
-        return f"an option has no value; write {alone[1]}.NAME=VALUE, or {alone[1]}=VALUE"
+        return f"{alone[1]} or an option of it: expected one argument; write --NAME=VALUE, or -c FILE"
     if group := re.search(r"Group '([\w.]+)' does not accept option '([^']*)'", line):
         return unknown_option(short_key(f"{group[1]}.{group[2]}"))
     if (option := re.search(r"Option '([^']*)' is not accepted", rest)) or (
@@ -113,13 +113,13 @@ def explain(message: str) -> str:
         if key in EXAMPLES:
             return f"unknown option {key}.{shorten(name)}; {_name_class(key)}"
         return unknown_option(f"{key}.{name}".lstrip("."))
-    if required := re.search(r"arguments? (?:is|are) required: (?:fit\.)?([\w., ]+)", line):
+    if required := re.search(r"arguments? (?:is|are) required: (?:fit\.)?([\w.]+(?:, [\w.]+)*)", line):
         names = ", ".join(short_key(f"{key}.{name}".lstrip(".")) for name in required[1].strip().split(", "))
-        return f"missing {names}" + (f"; {START}" if {"model.backbone", "model", "data"} & {*names.split(", ")} else "")
-    nested = re.search(r"NestedArg\(key='([^']*)', val=(.*?)\)(?: - |$)", rest)
-    if nested and key in EXAMPLES and nested[1].rpartition(".")[0] == keys[-1]:
-        return f"{key}.{nested[1].rpartition('.')[2]} {shorten(nested[2].strip(QUOTE))}: {_name_class(key)}"
-    if load := re.search(r"Unable to load config [\"']?(.*?)[\"']?$", line):
+        basic = {"model.backbone", "model", "data"} & {*names.split(", ")}
+        return f"missing {names}; {START if basic else f'set it, as --{names.partition(COMMA)[0]}=VALUE'}"
+    if alone := re.search(r"class_path='typing.Any', init_args=Namespace\((\w+)=(.*?)\)\)", rest):
+        return f"{key}.{alone[1]} {shorten(alone[2].strip(QUOTE))}: {_name_class(key)}"
+    if load := re.search(r"Unable to load config [\"'](.*?)[\"'](?: |$)", line):
         return f"{key or 'option'} {shorten(load[1])}: expected a mapping of its options, such as --{key}.NAME=VALUE"
     if key:
         return _bad_value(key, keys[-1], cls, rest)
@@ -138,13 +138,14 @@ def unknown_argument(key: str, name: str, cls: Callable[..., Any]) -> str:
     accepted = list(parameters(cls))
     label = getattr(cls, "__name__", str(cls))
     text = f"unknown option {key}.{shorten(name)}: {label} has no such argument"
-    near = difflib.get_close_matches(name.lower(), [each.lower() for each in accepted], n=1)
-    if near:
-        return f"{text}; did you mean {key}.{next(each for each in accepted if each.lower() == near[0])}?"
     base = BASES.get(key)
     others = [each.__name__ for each in [base, *subclasses(base)] if name in parameters(each)] if base else []
     if others:
         return f"{text}; {others[0]} has it (--{key} {others[0]})"
+    near = difflib.get_close_matches(name.lower(), [each.lower() for each in accepted], n=1)
+    if near:
+        argument = next(each for each in accepted if each.lower() == near[0])
+        return f"unknown option {key}.{shorten(name)}; did you mean {key}.{argument}?"
     if name in {option.rpartition(".")[2] for option in known_options()}:
         return f"{text}; did you mean {nearest(name, known_options())}?"
     return f"{text}; it has {', '.join(accepted[:12])}{', ...' if len(accepted) > 12 else ''}"
@@ -222,11 +223,13 @@ def _bad_value(key: str, name: str, cls: Callable[..., Any] | None, rest: str) -
     elif key in ("model", "data"):
         hint = LightningModule if key == "model" else LightningDataModule
     elif key in ("seed_everything", "test_after_fit"):
-        hint, default = (int, 0) if key == "seed_everything" else (bool, True)
+        hint, default = (Seed, 0) if key == "seed_everything" else (bool, True)
     if key in EXAMPLES and NO_CLASS.search(rest):
         found = re.search(r"No module named '[^']*'|module '[^']*' has no attribute '[^']*'", rest)
         reason = f" ({found[0]})" if found else ""
         near = _nearest_class(key, value)
+        if near == value:
+            return f"{key} {shorten(value)}: not a class of this kind; expected one such as {EXAMPLES[key]}"
         more = f"; did you mean {near}?" if near else f", such as {EXAMPLES[key]}"
         choices = re.search(r"Literal\[(.*?)\]", rest)
         words = f"one of {choices[1]} or ".replace("'", "") if choices else ""

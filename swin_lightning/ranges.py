@@ -11,6 +11,7 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from numbers import Integral, Real
 from os import PathLike
@@ -142,6 +143,10 @@ def matches(value: Any, hint: Any) -> bool:
         return all(matches(item, arguments[0]) for item in items)
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and all(matches(item, arguments[1]) for item in value.values())
+    if hint in (Any, object, inspect.Parameter.empty):
+        return True
+    if value is None:
+        return False
     if inspect.isclass(hint) and isinstance(value, str | int | float):
         return isinstance(value, hint) or (isinstance(value, str) and issubclass(hint, PurePath | PathLike))
     return True
@@ -157,7 +162,7 @@ def describe(hint: Any) -> str:
         choices = [choice for each in arguments if get_origin(each) is Literal for choice in get_args(each)]
         named = [describe(Literal[tuple(dict.fromkeys(choices))])] if choices else []
         others = [describe(argument) for argument in arguments if get_origin(argument) is not Literal]
-        texts = list(dict.fromkeys([*others, *named]))
+        texts = [text for text in dict.fromkeys([*others, *named]) if text]
         texts.sort(key=lambda text: text == "null")
         return " or ".join(texts)
     if origin is Literal:
@@ -172,8 +177,15 @@ def describe(hint: Any) -> str:
         return f"a list, each item {describe(arguments[0])}"
     if origin in (dict, Mapping):
         return f"a mapping to {describe(arguments[1])}"
-    plain = {None: "null", NoneType: "null", bool: "true or false", int: "an integer", float: "a number", str: "text"}
-    return plain.get(hint, "a class path with its arguments")
+    words: dict[Any, str] = {
+        None: "null",
+        NoneType: "null",
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+        str: "text",
+    }
+    return {**words, timedelta: ""}.get(hint, "a class path with its arguments")
 
 
 def constraints(hint: Any) -> list[Any]:

@@ -48,7 +48,7 @@ def test_what_a_type_allows(hint, allowed, refused):
     [
         (Rate, "a number >= 0 and < 1"),
         (None | PositiveInt, "an integer >= 1 or null"),
-        (Literal["a", "b"] | bool, "one of a, b or true or false"),
+        (Literal["a", "b"] | bool, "true or false or one of a, b"),
         (tuple[Probability, Probability], "a list of 2 values, each a number >= 0 and <= 1"),
         (Sequence[PositiveInt], "a list, each item an integer >= 1"),
         (dict[str, int], "a mapping to an integer"),

@@ -22,6 +22,7 @@ from swin_lightning.models.resize import BiasResize
 from swin_lightning.models.weights import HeadRows, load_weights
 from swin_lightning.optim import FactorLR, ScheduleName, lr_factor, parameter_groups, rescale_lr
 from swin_lightning.ranges import LearningRate, NonNegative, Positive, Share, check_arguments
+from swin_lightning.run_check import check_run
 from swin_lightning.step_mean import StepMean
 from swin_lightning.strategies import FSDP2, repeated_blocks, shard
 
@@ -98,6 +99,15 @@ class Task(LightningModule):
         gradient_checkpointing: bool = False,
     ) -> None:
         check_arguments(Task.__init__, locals(), "model.")
+        if warmup_epochs and warmup_lr > lr:
+            raise UserError(f"model.warmup_lr {warmup_lr} is above model.lr {lr}; lower it, or raise model.lr")
+        if lr_schedule in ("cosine", "linear", "wsd") and min_lr > lr:
+            raise UserError(f"model.min_lr {min_lr} is above model.lr {lr}; lower it, or raise model.lr")
+        if optimizer is None and lr * weight_decay >= 1:
+            raise UserError(
+                f"model.weight_decay {weight_decay}: AdamW multiplies the weights by 1 - lr * weight_decay in a step, "
+                f"which is not positive for model.lr {lr}; lower one of them"
+            )
         super().__init__()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attribute .* is an instance of")  # removed below
@@ -113,6 +123,7 @@ class Task(LightningModule):
         self.freeze_patterns = [freeze] if isinstance(freeze, str) else list(freeze or [])
         self.weights, self.bias_resize, self.head_rows = weights, bias_resize, head_rows
         self.compile_backbone = compile
+        self.planned_epochs: int | None = None  # the longest run that the configuration states, see run_check
         self._frozen: list[nn.Module] = []
         self._finished = False
         self._step_means: dict[str, StepMean] = {}
@@ -142,15 +153,22 @@ class Task(LightningModule):
             value: Scalar, the mean over this batch on this device.
             **options: Arguments of `log`.
         """
+        if self.is_attached:  # `log` does nothing either in a step without a Trainer
+            self.log(name, self._step_means.setdefault(name, StepMean()).update(self.trainer, value), **options)
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether a Trainer runs this module."""
         try:
-            trainer = self.trainer
-        except RuntimeError:  # a step without a Trainer, where `log` does nothing either
-            return
-        self.log(name, self._step_means.setdefault(name, StepMean()).update(trainer, value), **options)
+            return self.trainer is not None
+        except RuntimeError:
+            return False
 
     # Lightning's hooks
 
     def setup(self, stage: str) -> None:
+        if stage == "fit" and self.is_attached:
+            check_run(self.trainer, self, getattr(self.trainer, "datamodule", None))
         self.finish_init()
         self._freeze(strict=True)
         use_onednn(self)
@@ -342,8 +360,9 @@ def _call(option: str, factory: Callable[..., Any], *args: Any) -> Any:
     """Call what an option names; arguments that it rejects are the user's mistake."""
     try:
         return factory(*args)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{option}: {summarize(error)}") from error
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        name = getattr(factory, "__name__", type(factory).__name__)
+        raise UserError(f"{option} {name} cannot be built: {summarize(error)}; check its arguments") from error
 
 
 def _default(cls: type, name: str) -> Any:
