@@ -177,15 +177,8 @@ def describe(hint: Any) -> str:
         return f"a list, each item {describe(arguments[0])}"
     if origin in (dict, Mapping):
         return f"a mapping to {describe(arguments[1])}"
-    words: dict[Any, str] = {
-        None: "null",
-        NoneType: "null",
-        bool: "true or false",
-        int: "an integer",
-        float: "a number",
-        str: "text",
-    }
-    return {**words, timedelta: ""}.get(hint, "a class path with its arguments")
+    words: dict[Any, str] = {None: "null", NoneType: "null", bool: "true or false", str: "text", timedelta: ""}
+    return {**words, int: "an integer", float: "a number"}.get(hint, "a class path with its arguments")
 
 
 def constraints(hint: Any) -> list[Any]:

@@ -23,7 +23,7 @@ BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
         (b"a: 1\0", "x.yaml: a binary file; expected YAML"),
         (
             b"a: !!python/object/apply:os.system [ls]\n",
-            "x.yaml:1: tag !!python/object/apply:os.system is not supported",
+            "x.yaml:1: tag !!python/object/apply:os.system is not",
         ),
         (b"? [a]\n: 1\n", "x.yaml:1: a list or mapping as a key; expected a name"),
         (BOMB.encode(), "x.yaml:6: more than 200000 values, with aliases (*name) replaced"),
