@@ -118,7 +118,7 @@ def test_unreadable_file_is_reported():
     with pytest.raises(UserError, match=r"nowhere: no such sweep file; the sweeps .* are in experiments/sweeps"):
         sweep(["nowhere"])
     Path("broken.yaml").write_text("method: [")
-    with pytest.raises(UserError, match=r"broken.yaml: not valid YAML \("):
+    with pytest.raises(UserError, match=r"broken.yaml:1: not valid YAML: "):
         sweep(["broken.yaml"])
 
 
