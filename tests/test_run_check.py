@@ -62,7 +62,7 @@ def test_meaningless_runs_are_refused(changed, backbone, data, message):
 
 
 def test_one_class_is_no_classification():
-    with pytest.raises(UserError, match="model.num_classes 1: a classifier needs at least two classes"):
+    with pytest.raises(UserError, match=r"model.num_classes 1: a classifier needs at least two classes"):
         check_run(options(), model(num_classes=1))
 
 
@@ -89,7 +89,7 @@ def test_warmup_ends_within_the_planned_run(warmup, planned, changed, refused):
 
 
 def test_a_trainer_in_python_checks_too(make_trainer):
-    with pytest.raises(UserError, match="model.warmup_epochs 5: the run has 2 epochs"):
+    with pytest.raises(UserError, match=r"model.warmup_epochs 5: the run has 2 epochs"):
         make_trainer(max_epochs=2).fit(model(warmup_epochs=5), digits())
     assert not is_shortened(make_trainer(max_epochs=2)) and is_shortened(make_trainer(max_epochs=2, max_steps=5))
 

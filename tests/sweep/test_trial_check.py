@@ -17,9 +17,9 @@ def test_a_good_trial_passes():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parameters": {"model.lr": {"min": -0.1, "max": 0.1}}}, "parameters.model.lr -0.1: model.lr -0.1: expected a"),
+        ({"parameters": {"model.lr": {"min": -0.1, "max": 0.1}}}, "parameters.model.lr -0.1: model.lr -0.1: expected"),
         ({"parameters": {"model.lr": {"values": [0.1, 0.0]}}}, "parameters.model.lr 0.0: model.lr 0.0: expected"),
-        ({"parameters": {"data.batch_size": {"values": [32, 5000]}}}, "data.batch_size 5000 is larger than the training"),
+        ({"parameters": {"data.batch_size": {"values": [32, 5000]}}}, "data.batch_size 5000 is larger than the"),
         ({"parameters": {"model.min_lr": {"min": 1e-4, "max": 0.1}, "model.lr": {"min": 1e-3, "max": 0.2}}},
          "model.min_lr 0.1 is above model.lr 0.001"),
         ({"parameters": {"model.warmup_epochs": {"values": [1, 400]}}}, "model.warmup_epochs 400: the run has 40"),
