@@ -3,12 +3,12 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["SwinClassifier", "Task", "__version__"]
+__all__ = ["SimMIM", "SwinClassifier", "Task", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     # on first use: `import swin_lightning.models` must need torch alone
-    if name in ("SwinClassifier", "Task"):
+    if name in ("SimMIM", "SwinClassifier", "Task"):
         import swin_lightning.tasks
 
         return getattr(swin_lightning.tasks, name)

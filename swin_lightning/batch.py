@@ -17,7 +17,7 @@ class Batch(TypedDict):
     Attributes:
         image: Normalised images, `B, 3, H, W` float.
         target: Class indices, `B`, or class probabilities, `B, K` (mixup, CutMix).
-        index: Indices in the data set, `B`; -1 where an image could not be read.
+        index: Indices in the data set, `B`; -1 for images that could not be read and for padding samples.
     """
 
     image: Tensor
@@ -46,6 +46,12 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: Literal["bicubic"] = "bicubic"
 
+    @property
+    def shorter_side(self) -> int | None:
+        """Length in pixels to which the shorter side is resized before the center crop; None resizes to a square."""
+        squash = self.crop == "squash" or self.crop_ratio == 1.0
+        return None if squash else int(self.image_size / self.crop_ratio)
+
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 pixels `B, 3, H, W` to float with mean and standard deviation removed."""
         mean, std = _per_channel(self.mean, images.device), _per_channel(self.std, images.device)
@@ -59,9 +65,7 @@ class Preprocessing:
     def protocol(self) -> str:
         """The resize and crop in words, such as `resize 256, crop 224`."""
         size = self.image_size
-        if self.crop == "squash" or self.crop_ratio == 1.0:
-            return f"resize {size} x {size}"
-        return f"resize {int(size / self.crop_ratio)}, crop {size}"
+        return f"resize {size} x {size}" if self.shorter_side is None else f"resize {self.shorter_side}, crop {size}"
 
     def state(self) -> dict[str, Any]:
         """Plain values, as a checkpoint stores them."""

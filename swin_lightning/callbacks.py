@@ -3,6 +3,8 @@
 What a module does not offer, such as a validation, is left out.
 """
 
+import csv
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -21,6 +23,8 @@ from swin_lightning.ranges import NonNegative, NonNegativeInt, check_arguments
 from swin_lightning.runs import RunFolder
 from swin_lightning.step_mean import should_log
 from swin_lightning.strategies import full_tensor
+
+log = logging.getLogger(__name__)
 
 
 class EarlyStopping(LightningEarlyStopping):
@@ -69,6 +73,8 @@ class EarlyStopping(LightningEarlyStopping):
             self._explain(error, trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return  # max_steps ended the epoch early, before its validation
         try:
             super().on_train_epoch_end(trainer, pl_module)
         except RuntimeError as error:
@@ -101,6 +107,64 @@ class SaveConfig(Callback):
         self.run.next_config().write_text(self.text, encoding="utf-8")
         for logger in trainer.loggers:
             logger.log_hyperparams(self.options)
+
+
+class SplitFiles(Callback):
+    """Keeps the list of images of each split in the run folder, for data modules with `split_files()`.
+
+    Args:
+        run: The run folder.
+
+    Raises:
+        UserError: If a resumed run would have other splits.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if not trainer.is_global_zero or trainer.fast_dev_run or not hasattr(data, "split_files"):  # type: ignore[attr-defined]
+            return
+        rows = [["path", "label", "split"], *map(list, data.split_files())]  # type: ignore[union-attr]
+        if not self.run.splits.is_file():
+            if len(rows) > 1:
+                self.run.path.mkdir(parents=True, exist_ok=True)
+                with self.run.splits.open("w", newline="", encoding="utf-8") as file:
+                    csv.writer(file).writerows(rows)
+            return
+        with self.run.splits.open(newline="", encoding="utf-8") as file:
+            before = {tuple(row) for row in csv.reader(file)}
+        if changed := len(before ^ {tuple(row) for row in rows}):
+            raise UserError(
+                f"data: the splits differ from {self.run.splits} in {changed} rows, so that images for testing could "
+                "be trained on; restore the files and the options of the data, or start a new run"
+            )
+
+
+class FromScratch(Callback):
+    """Says that a large network is trained from scratch on few images.
+
+    Args:
+        parameters: Number of parameters from which on a network is large.
+        images: Number of training images from which on they are many.
+    """
+
+    def __init__(self, parameters: int = 5_000_000, images: int = 20_000) -> None:
+        self.parameters, self.images = parameters, images
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        try:
+            images = len(trainer.datamodule.sources["train"])  # type: ignore[attr-defined]
+        except (AttributeError, KeyError, TypeError):  # other data, or a stream
+            return
+        parameters = sum(p.numel() for p in pl_module.parameters())
+        fresh = trainer.ckpt_path is None and pl_module.hparams.get("weights") is None
+        if trainer.is_global_zero and fresh and parameters > self.parameters and images < self.images:
+            log.warning(
+                f"training {parameters / 1e6:.1f} M parameters from scratch on {images} images: expect a low accuracy; "
+                "start from pretrained weights with --model.weights FILE"
+            )
 
 
 class ResumeLoggers(Callback):

@@ -5,7 +5,6 @@ import os
 import secrets
 import signal
 import sys
-import warnings
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
@@ -23,30 +22,41 @@ from swin_lightning.callbacks import (
     BestMetric,
     CompileTimeLogger,
     EpochSummary,
+    FromScratch,
     ProgressBar,
     ResumeLoggers,
     SaveConfig,
+    SplitFiles,
     TrainingMonitor,
 )
+from swin_lightning.checkpoint_classes import check_block, named_classes
 from swin_lightning.checkpointing import PerStepSeed
-from swin_lightning.commands import COMMANDS, asks_for_help, check_command, load_command
-from swin_lightning.data import ImageNet
+from swin_lightning.commands import COMMANDS, asks_for_help, check_command, load_command, names_experiment
+from swin_lightning.data import ImageDataModule, ImageNet
 from swin_lightning.errors import UserError, shorten, user_error
+from swin_lightning.experiment_files import installed_experiments
+from swin_lightning.loggers import place_in_run_folder
 from swin_lightning.models.registry import compare_to_published
+from swin_lightning.models.state_check import check_state, limit_to_state
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.monitors import DEFAULT_MONITOR, MonitorCheck, check_monitor
+from swin_lightning.noise import drop_noise
 from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter
+from swin_lightning.prediction_file import PredictionFile
 from swin_lightning.resume import CheckpointTime, SameCheckpoint
 from swin_lightning.runs import RunFolder, find_checkpoint
 from swin_lightning.sample_position import SamplePosition
 from swin_lightning.shutdown import Interrupted, RankError, Shutdown, end_with_parent, raise_on_signals
 from swin_lightning.strategies import check_strategy, restore_progress
+from swin_lightning.tasks import Task
+from swin_lightning.tasks.loading import stored_arguments
+from swin_lightning.trainer_precision import trainer_precision
 from swin_lightning.wandb_runs import ended_by_sweep, finish_wandb
 
 # the run folder and its checkpoint, for the ranks that Lightning starts on this machine
 RUN_DIR_ENV, CHECKPOINT_ENV = "SWIN_LIGHTNING_RUN_DIR", "SWIN_LIGHTNING_CHECKPOINT"
 RESTART_WAIT = 60.0  # seconds until the process that a restart replaces has ended
-LINKED = {"num_classes", "class_names"}  # arguments of the model that the data module provides
+LINKED = {"num_classes", "class_names", "class_weights"}  # arguments of the model that the data module provides
 
 log = logging.getLogger("swin_lightning")
 
@@ -61,7 +71,7 @@ class CLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         description = f"Train and evaluate. Other commands: {', '.join(COMMANDS)}."
-        base = str(config.installed_experiments() / "base.yaml")
+        base = str(installed_experiments() / "base.yaml")
         self._command = args[0] if args else ""
         with ExitStack() as self._until_end:
             super().__init__(
@@ -97,11 +107,12 @@ class CLI(LightningCLI):
         config.add_options(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        self.config = config.parse(parser, list(args or []))
-        self.planned_epochs = config.planned_epochs(list(args or []))
+        arguments = config.resolve_experiments(list(args or []))
+        self.config = config.parse(parser, arguments)
+        self.planned_epochs = config.planned_epochs(arguments)
         options = self.config[self.config.subcommand]
-        options.experiment = options.experiment or config.experiment_name(list(args or []))
-        self.run = self._find_run(options, config.resolve_experiments(list(args or [])))
+        options.experiment = options.experiment or config.experiment_name(arguments)
+        self.run = self._find_run(options, arguments)
         # LightningCLI would now merge the hyperparameters of the checkpoint, and stumble over linked arguments
         self.ckpt_path, options.ckpt_path = options.ckpt_path, None
 
@@ -109,29 +120,34 @@ class CLI(LightningCLI):
         """Take the model from the checkpoint, keep the configuration, then set the paths of this run."""
         options = self.config[self.subcommand]
         self.checkpoint_classes = None
+        self.checkpoint_state: object = None  # what the file has as its state dict
         if self.ckpt_path is not None:
             options.ckpt_path = self.ckpt_path
             self._use_checkpoint_config()
             options = self.config[self.subcommand]
+        if self.subcommand == "fit" and options.trainer.precision is None:  # a resumed run keeps its precision
+            options.trainer.precision = self.run.read_config().get("trainer", {}).get("precision")
         self.saved_config = self._dump()  # without paths of this run: it can be started again
         options.weights_only = True  # a checkpoint never runs code
         if "verbose" in options:
             options.verbose = False  # one line says the same, see _print_result
         if self.subcommand == "predict":
             options.trainer.logger = False  # the result is a file
+            options.return_predictions = False  # they would fill the memory
         loggers = options.trainer.logger if isinstance(options.trainer.logger, list) else [options.trainer.logger]
         for logger in loggers:
-            if isinstance(logger, Namespace) and logger.get("init_args.save_dir", "") is None:
-                logger.init_args.save_dir = str(self.run.path)
+            if isinstance(logger, Namespace):
+                place_in_run_folder(logger, self.run)
         options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.run.checkpoints)
         options.trainer.default_root_dir = options.trainer.default_root_dir or str(self.run.path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer with its callbacks; precision defaults to bf16-mixed on GPUs that have it."""
+        """The Trainer with its callbacks."""
         options = self.config_init[self.subcommand]
         trainer: dict[str, Any] = {**options.trainer, **kwargs}
         check_strategy(trainer["strategy"], trainer["sync_batchnorm"])
-        trainer["precision"] = config.default_precision(trainer["precision"], trainer["accelerator"])
+        trainer["precision"] = trainer_precision(trainer, self.model, self.datamodule)
+        self.saved_config["trainer"]["precision"] = trainer["precision"]
         if (line := allocator.describe()) and _is_rank_zero():
             log.info(line)
         if trainer["gradient_clip_val"] and not self.model.automatic_optimization:
@@ -171,10 +187,12 @@ class CLI(LightningCLI):
             ResumeLoggers(),
             SamplePosition(),
             TrainingMonitor(),
+            FromScratch(),
+            SplitFiles(self.run),
             BestMetric(),
             *([BestMetric(monitor, self.checkpoint.mode)] if monitor != DEFAULT_MONITOR else []),
             PredictionReport(self.run),
-            PredictionWriter(self.run),
+            PredictionWriter(PredictionFile(self.run.predictions)),
             *([self.checkpoint.last] if saves else []),
         ]
         if getattr(self.model, "compile_backbone", False):
@@ -183,19 +201,20 @@ class CLI(LightningCLI):
             callbacks.append(ProgressBar(monitor) if sys.stdout.isatty() else EpochSummary(monitor))
             trainer["enable_progress_bar"] = sys.stdout.isatty()
         if not dry_run:
-            named = config.flatten(yaml.safe_load(self.saved_config))
-            callbacks.append(SaveConfig(self.run, self.saved_config, named, str(self.subcommand)))
+            text = yaml.safe_dump(self.saved_config, sort_keys=False, allow_unicode=True)
+            callbacks.append(SaveConfig(self.run, text, config.flatten(self.saved_config), str(self.subcommand)))
         try:
             return Trainer(**{**trainer, "callbacks": [Shutdown(), *callbacks]})
-        except (
-            ValueError,
-            TypeError,
-            ImportError,
-            MisconfigurationException,
-        ) as error:  # a bug in it would be Lightning's
-            names = ("accelerator", "devices", "strategy", "precision")
-            given = ", ".join(f"{name} {shorten(trainer[name])}" for name in names)
-            raise UserError(f"trainer: {shorten(error, 300)} Given: {given}; check these options") from error
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            given = f"accelerator {trainer['accelerator']}, devices {trainer['devices']}"
+            raise UserError(f"trainer: {shorten(error, 300)} Given: {given}; check the options of trainer") from error
+
+    def instantiate_classes(self) -> None:
+        """Build the model and the data module; those of a checkpoint may not be larger than what it holds."""
+        if self.ckpt_path is None:
+            return super().instantiate_classes()
+        with limit_to_state(self.checkpoint_state, f"checkpoint {self.ckpt_path!r}"):
+            super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
         self.model.planned_epochs = self.planned_epochs
@@ -205,6 +224,9 @@ class CLI(LightningCLI):
                 f"the checkpoint has {self.checkpoint_classes} classes and the data has {found}; "
                 "use the data it was trained on, or start from its parameters with --model.weights"
             )
+        if self.checkpoint_state is not None and isinstance(self.model, Task) and self.model.strict_loading:
+            check_state(self.checkpoint_state, self.model, f"checkpoint {self.ckpt_path!r}")
+        self.checkpoint_state = None  # the Trainer reads the file
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the last weights if there is none."""
@@ -220,6 +242,9 @@ class CLI(LightningCLI):
         if self.trainer.global_step == 0 and last.is_file():  # ddp_spawn trained in other processes
             restore_progress(self.trainer, read_checkpoint(str(last)))
         best = self.checkpoint.best_model_path or None  # without one, the last weights are tested
+        if isinstance(self.datamodule, ImageDataModule) and not self.datamodule.has_test_labels():
+            self.trainer.predict(self.model, self.datamodule, None, False, best, weights_only=True)
+            return
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
         self.after_test()
 
@@ -266,12 +291,12 @@ class CLI(LightningCLI):
     def _use_checkpoint_config(self) -> None:
         """Take the model's configuration from the checkpoint, and say what it overrides."""
         assert self.ckpt_path is not None
+        where = f"checkpoint {self.ckpt_path!r}"
         content = read_checkpoint(self.ckpt_path)
         if "state_dict" not in content or "global_step" not in content:
-            raise UserError(
-                f"checkpoint {self.ckpt_path!r} is not a checkpoint of a run; use --model.weights to load parameters"
-            )
-        stored: dict[str, Any] = {**(content.get("hyper_parameters") or {})}  # type: ignore[dict-item]
+            raise UserError(f"{where} is not a checkpoint of a run; use --model.weights to load parameters")
+        self.checkpoint_state = content["state_dict"]
+        stored = stored_arguments(content, where)
         self.checkpoint_classes = stored.get("num_classes")
         if not stored:  # a LightningModule that does not save its hyperparameters
             return
@@ -279,6 +304,7 @@ class CLI(LightningCLI):
         class_path = stored.pop("_class_path", options.model.class_path)
         stored = {key: value for key, value in stored.items() if key not in LINKED and key != "_instantiator"}
         model = {"class_path": class_path, "init_args": stored}
+        check_block(model, where, [*options.allow_classes.split(","), *named_classes(options.model.as_dict())])
         parsed = self.parser.parse_object({self.subcommand: {"model": model}}, deepcopy(self.config))
         ours = config.flatten({"model": options.model.as_dict()})
         theirs = config.flatten({"model": parsed[self.subcommand].model.as_dict()})
@@ -287,16 +313,18 @@ class CLI(LightningCLI):
             print(f"the checkpoint overrides {', '.join(changed)}; to change them use --model.weights", flush=True)
         self.config = parsed
 
-    def _dump(self) -> str:
-        """The configuration as YAML, without links and without the subcommand."""
+    def _dump(self) -> dict[str, Any]:
+        """The configuration as plain values, without links and without the subcommand."""
         nested = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        return yaml.safe_dump(nested[self.subcommand], sort_keys=False, allow_unicode=True)
+        options: dict[str, Any] = nested[self.subcommand]
+        return options
 
     def _print_result(self, split: str) -> None:
         if not self.trainer.is_global_zero:
             return
         values = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith(f"{split}/")}
-        print("  ".join(f"{name} {value:.4f}" for name, value in sorted(values.items())))
+        known = sorted((name, value) for name, value in values.items() if value == value)  # NaN: no labelled image
+        print("  ".join(f"{name} {value:.4f}" for name, value in known) or f"{split}: no labelled images")
         if isinstance(self.datamodule, ImageNet) and {f"{split}/acc", f"{split}/acc5"} <= values.keys():
             options = self.config[self.subcommand]
             backbone = options.model.init_args.get("backbone")
@@ -321,7 +349,7 @@ def main(args: list[str] | None = None) -> CLI | None:
         UserError: For a mistake in arguments, files or data, with a message of one line.
     """
     argv = [arg for arg in (sys.argv[1:] if args is None else args) if not arg.startswith("--_wandb")]
-    _quiet()
+    drop_noise()
     if (folder := os.getcwd()) not in sys.path:
         sys.path.append(folder)  # classes in files of the working directory can be named
     try:
@@ -330,6 +358,10 @@ def main(args: list[str] | None = None) -> CLI | None:
             return None
         if argv and argv[0] not in ("-h", "--help"):
             check_command(argv[0])
+        if argv and argv[0] == "predict" and not names_experiment(argv[1:]):
+            with raise_on_signals():
+                load_command("predict")(argv[1:])
+            return None
         if any(map(asks_for_help, argv[1:])):
             from swin_lightning.help import print_help
 
@@ -366,32 +398,3 @@ def without_overhead(trainer: dict[str, Any]) -> dict[str, Any]:
 def _is_rank_zero() -> bool:
     """Whether this process is, or will start, rank 0; known before there is a Trainer."""
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-NOISE = ("💡", "TPU available", "Seed set", "Restoring states", "Loaded model weights", "Found current_model_state")
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(NOISE)
-
-
-def _quiet() -> None:
-    """Drop what Lightning says on every run and no user can act on."""
-    for message in (
-        ".*LeafSpec.*",
-        "The number of training batches .* is smaller than the logging interval",
-        "Checkpoint directory .* exists and is not empty",  # that of a resumed run
-        "The dirpath has changed",  # a test run has a folder of its own
-        "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler knows the position
-        r"Found \d+ module\(s\) in eval mode at the start of training",  # frozen modules
-        "You requested to overfit but enabled train dataloader shuffling",  # the order is that of an epoch
-        "Your `IterableDataset` has `__len__` defined",  # streams divide themselves between the workers
-        "When using `Trainer.accumulate_grad_batches != 1.` and overriding",  # the warm-up is per optimizer step
-        "The .*dataloader.* does not have many workers",  # small data sets are faster without
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).addFilter(_is_news)
-    if not log.handlers:
-        log.setLevel(logging.INFO)
-        log.addHandler(logging.StreamHandler())

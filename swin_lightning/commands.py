@@ -11,14 +11,18 @@ TRAINER_COMMANDS = {
     "fit": "train an experiment, then test its best checkpoint",
     "validate": "evaluate a checkpoint or weights on the validation images",
     "test": "evaluate a checkpoint or weights on the test images",
-    "predict": "classify your own images",
+    "predict": "classify images with a checkpoint",
 }  # subcommands of LightningCLI, see cli.py
 
 COMMANDS = {
+    "experiments": ("swin_lightning.experiment_files", "list the experiments, overlays and sweeps by name"),
     "models": ("swin_lightning.models.flops", "list all models with parameters, MACs and published accuracy"),
     "sweep": ("swin_lightning.sweep", "run a hyperparameter sweep, with or without W&B"),
     "report": ("swin_lightning.explore.report", "write an HTML report of a run: results, errors, attention maps"),
-    "export": ("swin_lightning.export", "convert a checkpoint to another weight format or a torch.export program"),
+    "export": (
+        "swin_lightning.export",
+        "convert a checkpoint to ONNX, a torch.export program or another weight format",
+    ),
     "benchmark": ("swin_lightning.benchmark", "measure the speed of training and of the data pipeline"),
     "schema": ("swin_lightning.schema", "print the JSON schema of experiments, for editors"),
     "completion": ("swin_lightning.completion", "print a completion script for bash or zsh"),
@@ -27,7 +31,8 @@ COMMANDS = {
 
 def load_command(name: str) -> Callable[[list[str]], None]:
     """Import the function of a command; it takes the command-line arguments."""
-    command: Callable[[list[str]], None] = getattr(importlib.import_module(COMMANDS[name][0]), name)
+    module = COMMANDS[name][0] if name in COMMANDS else f"swin_lightning.{name}"  # predict, see names_experiment
+    command: Callable[[list[str]], None] = getattr(importlib.import_module(module), name)
     return command
 
 
@@ -57,3 +62,8 @@ def check_command(name: str) -> None:
 def asks_for_help(argument: str) -> bool:
     """Whether an argument of a trainer command is `-h`, `--help`, or the help of a class such as `--model.help`."""
     return re.fullmatch(r"-h|--help|--[\w.]+\.help(=.*)?", argument) is not None
+
+
+def names_experiment(arguments: list[str]) -> bool:
+    """Whether `predict` gets a configuration (`-c`, or dotted options) instead of a checkpoint and images."""
+    return any(re.match(r"-c$|--(config|print_config|ckpt_path)\b|--[\w]+\.", argument) for argument in arguments)

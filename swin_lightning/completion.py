@@ -68,17 +68,19 @@ def completion(args: list[str]) -> None:
 
 def script(shell: str) -> str:
     """The completion script; zsh runs that of bash by its `bashcompinit`."""
-    from swin_lightning.config import installed_experiments
+    from swin_lightning.experiment_files import installed_experiments
 
     folder = installed_experiments()
     files = sorted(path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml") if path.stem != "base")
     choices = trainer_options()
     fit_options = ["-c", *choices, "--help"]
-    arguments = [case(TRAINER_COMMANDS, options=fit_options)]
-    for command in COMMANDS:
+    arguments = [case([name for name in TRAINER_COMMANDS if name != "predict"], options=fit_options)]
+    for command in ("predict", *COMMANDS):
         subcommands, own = command_options(command)
         names = subcommands if command != "sweep" else [path.name for path in files if path.parts[0] == "sweeps"]
-        arguments.append(case([command], names, [*own, *(fit_options if command == "benchmark" else ["--help"])]))
+        arguments.append(
+            case([command], names, [*own, *(fit_options if command in ("predict", "benchmark") else ["--help"])])
+        )
         choices |= {option: values for option, values in own.items() if values}
     options_by_values: dict[tuple[str, ...], list[str]] = {}
     for option, values in choices.items():

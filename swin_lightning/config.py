@@ -4,7 +4,6 @@ A configuration has three layers: `experiments/base.yaml`, one experiment with o
 the command line. `model` and `data` name a class and its arguments; options and W&B leave out the level `init_args`.
 """
 
-import difflib
 import enum
 import inspect
 import re
@@ -13,57 +12,26 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 import yaml
 from jsonargparse import ActionConfigFile, Namespace, dict_to_namespace  # type: ignore[attr-defined]
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
+from swin_lightning.checkpoint_classes import Allowed, check_block
 from swin_lightning.config_check import GROUPS, check_values
 from swin_lightning.errors import UserError, shorten
+from swin_lightning.experiment_files import find_experiment, installed_experiments
 from swin_lightning.parser_errors import explain, short_key
+from swin_lightning.runs import RunFolder
 from swin_lightning.tasks import SwinClassifier
 from swin_lightning.yaml_files import check_yaml, locate, read_text, read_yaml
 
-PACKAGE = Path(__file__).parent
 # defaults such as `Interval.step` of Lightning's Timer, whose annotation is str, are dumped as their values
 yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 
 # experiments
-
-
-def installed_experiments() -> Path:
-    """The folder `experiments` of the checkout, or of the installed package."""
-    for folder in (PACKAGE.parent / "experiments", PACKAGE / "experiments"):
-        if (folder / "base.yaml").is_file():
-            return folder
-    raise AssertionError(f"no experiments/base.yaml beside or in {PACKAGE}")
-
-
-def find_experiment(name: str) -> Path:
-    """The file that `-c NAME` means: a path, or a name such as `digits_swin_micro` or `hardware/gpu`.
-
-    A name is looked up in the working directory, in its `experiments/`, and in the installed package.
-
-    Raises:
-        UserError: If there is no such file.
-    """
-    given = Path(name).expanduser()
-    if given.is_file():
-        return given
-    folders = (Path(), Path("experiments"), installed_experiments())
-    candidates = [folder / f"{name}{suffix}" for folder in folders for suffix in ("", ".yaml", ".yml")]
-    parts = given.parts  # `experiments/NAME.yaml` also works where there is no checkout
-    if not given.is_absolute() and parts[:1] == ("experiments",) and len(parts) > 1:
-        candidates.append(installed_experiments().joinpath(*parts[1:]))
-    for path in candidates:
-        if path.is_file():
-            return path
-    known = {str(path.relative_to(folder).with_suffix("")) for folder in folders[1:] for path in folder.rglob("*.yaml")}
-    near = difflib.get_close_matches(given.stem if given.suffix else name, sorted(known - {"base"}), n=1)
-    raise UserError(f"-c {name}: no such file or experiment" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def resolve_experiments(arguments: Sequence[str]) -> list[str]:
@@ -146,12 +114,18 @@ def add_options(parser: LightningArgumentParser) -> None:
     parser.add_argument(
         "--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end of `fit`."
     )
+    parser.add_argument(
+        "--allow_classes",
+        type=str,
+        default="",
+        help="Classes or modules, separated by commas, that the checkpoint may name besides those of swin_lightning.",
+    )
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     parser.set_defaults({"model": {"class_path": f"swin_lightning.{SwinClassifier.__name__}"}})
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
     for key, group in GROUPS.items():
         parser.add_lightning_class_args(group, key)
-    for name in ("num_classes", "class_names"):
+    for name in ("num_classes", "class_names", "class_weights"):
         # through a function: a data module without the attribute serves any model that does not need it
         parser.link_arguments("data", f"model.init_args.{name}", _attribute(name), apply_on="instantiate")
     parser.link_arguments("seed_everything", "data.init_args.seed", int)  # plain, or it cannot be dumped
@@ -240,6 +214,28 @@ def load_file(path: str | Path) -> Namespace:
     return load(["-c", str(path)])
 
 
+def load_run_config(run: RunFolder, allow: Allowed = ()) -> Namespace:
+    """Model, data and seed of the configuration in a run folder, without the parameters that the model started from.
+
+    Args:
+        run: The folder.
+        allow: Classes that it may name besides those of `swin_lightning`, see `checkpoint_classes`.
+
+    Raises:
+        UserError: If it is not a configuration, or names a class that is not allowed.
+    """
+    kept, where = run.read_config(), str(run.config)
+    blocks = {name: kept[name] for name in ("model", "data") if isinstance(kept.get(name), dict)}
+    if "model" not in blocks:
+        raise UserError(f"{where} has no model")
+    if isinstance(arguments := blocks["model"].get("init_args"), dict):
+        arguments["weights"] = None  # the checkpoint replaces them
+    for block in blocks.values():
+        check_block(block, where, allow)
+    loaded: Namespace = build_parser().parse_object({**blocks, "seed_everything": kept.get("seed_everything", 0)})
+    return loaded
+
+
 def instantiate(config: Namespace) -> tuple[Any, Any]:
     """Build the data module and the model of a loaded configuration.
 
@@ -251,17 +247,10 @@ def instantiate(config: Namespace) -> tuple[Any, Any]:
     parser.add_argument("--seed_everything", type=int, default=0)
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
-    for name in ("num_classes", "class_names"):
+    for name in ("num_classes", "class_names", "class_weights"):
         parser.link_arguments("data", f"model.init_args.{name}", _attribute(name), apply_on="instantiate")
     built = parser.instantiate(part)
     return built.get("data"), built.model
-
-
-def default_precision(precision: Any, accelerator: Any) -> Any:
-    """The precision of a run: as configured, or bf16-mixed on a GPU that supports it if none is."""
-    if precision is None and accelerator != "cpu" and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    return precision
 
 
 def flatten(tree: dict[str, Any]) -> dict[str, Any]:

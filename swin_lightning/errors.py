@@ -23,6 +23,16 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}; run {self.prog} --help for options")
 
 
+def add_allow_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--allow_classes` to a command that builds the model of a checkpoint, see `checkpoint_classes`."""
+    parser.add_argument(
+        "--allow_classes",
+        default="",
+        metavar="CLASSES",
+        help="classes or modules, separated by commas, that the file may name besides those of swin_lightning",
+    )
+
+
 # What a library's message says about the machine -> what to do. They are RuntimeErrors of torch, known by their text.
 REMEDIES = {
     r"out of memory|can't allocate memory|cannot allocate memory|unable to allocate": (
@@ -68,9 +78,11 @@ def user_error(error: BaseException) -> UserError | None:
         # by name: this module imports nothing heavy
         misconfigured = type(cause).__name__ == "MisconfigurationException"
         if isinstance(cause, ModuleNotFoundError) and cause is not error:
-            return UserError(_missing_package(cause))
+            return UserError(_missing_module(cause))
         if misconfigured:
             return UserError(summarize(cause))
+        if isinstance(cause, ValueError) and (missing := _missing_package(str(cause))):
+            return UserError(missing)
         last = str(cause).strip().rpartition("\n")[2]
         if type(cause).__name__ == "ProcessRaisedException" and last.startswith(f"{UserError.__module__}.UserError: "):
             return UserError(last.partition(": ")[2])  # of a rank of ddp_spawn, which sends its traceback as text
@@ -105,14 +117,30 @@ def collapse_whitespace(message: str) -> str:
     return re.sub(r"\s+", " ", message).strip()
 
 
-def _missing_package(error: ModuleNotFoundError) -> str:
-    """What a class of the configuration needs and how to install it; libraries repeat themselves."""
+def _missing_module(error: ModuleNotFoundError) -> str:
+    """What a library says about a package that it needs; some repeat themselves."""
     text = summarize(error)
     command = re.search(r"`(pip install [^`]+)`", text)
-    needs = re.search(r"Requirement '([^']+)'|No module named '([^']+)'", text)
+    needs = re.search(r"Requirement '([^']+)'", text)
     if command is None or needs is None:
         return text
-    return f"a class of the configuration needs the package {needs[1] or needs[2]}; run {command[1].replace(' -U', '')}"
+    return f"the configuration needs the package {needs[1]}, which is not installed: {command[1].replace(' -U', '')}"
+
+
+def _missing_package(message: str) -> str | None:
+    """A class that cannot be built without a package, in jsonargparse's text about the alternatives of a type.
+
+    It has the messages of the exceptions, not the exceptions. Lightning's say how to install a package.
+    """
+    problem = re.search(
+        r"Problem with given class_path '([\w.]+)':(.*?)(?=\n  - |\nGiven value|\Z)", message, re.DOTALL
+    )
+    hints = (
+        re.findall(r"pip install (?:-U )?['\"]?([\w.\[\]-]+)|No module named '([\w.]+)", problem[2]) if problem else []
+    )
+    if problem is None or not hints:
+        return None
+    return f"{problem[1]} needs a package that is not installed: pip install {''.join(hints[-1])}"
 
 
 def _remedy(error: BaseException) -> str | None:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from swin_lightning.batch import IGNORE_INDEX, Preprocessing, find_preprocessing
-from swin_lightning.config import default_precision
+from swin_lightning.checkpoint_classes import Allowed
 from swin_lightning.data.decoding import LazyImage, pil_pixels
 from swin_lightning.data.readers import list_images
 from swin_lightning.data.sampling import channels_first
@@ -26,8 +26,10 @@ from swin_lightning.errors import UserError
 from swin_lightning.models.linear import use_onednn
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.prediction_callbacks import class_names, is_probability
+from swin_lightning.program_files import Program, is_program
 from swin_lightning.runs import RunFolder
 from swin_lightning.tasks.classification import load_classifier
+from swin_lightning.trainer_precision import default_precision
 
 PrecisionName = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
 Picture = str | Path | bytes | Image.Image | np.ndarray | Tensor | LazyImage
@@ -54,7 +56,7 @@ class Prediction:
 
 
 class Predictor:
-    """Classify images with a checkpoint of `swin-lightning fit`.
+    """Classify images with a checkpoint of `swin-lightning fit`, or a program of `swin-lightning export`.
 
     ```python
     predictor = Predictor("runs/EXPERIMENT/RUN")
@@ -63,12 +65,14 @@ class Predictor:
     ```
 
     Args:
-        checkpoint: A `.ckpt` file, or a run folder: its best checkpoint, else the last.
+        checkpoint: A `.ckpt` file, or a run folder: its best checkpoint, else the last. For a program (`.onnx`,
+            `.pt2`, TorchScript `.pt`) the result is a `ProgramPredictor`.
         device: Such as `cpu` or `cuda:1`; by default a GPU if there is one.
-        precision: As `trainer.precision`; by default `bf16-mixed` on a GPU that has it, else `32-true`.
+        precision: As `trainer.precision`; by default that of `swin-lightning test`, see `default_precision`.
         batch_size: Images per forward pass.
         preprocessing: In place of what the checkpoint states; needed if it states none, such as one of a data module
             with an `eval_transform` of its own.
+        allow: Classes that the checkpoint may name besides those of `swin_lightning`, see `checkpoint_classes`.
 
     Attributes:
         module: The LightningModule in evaluation mode on the device.
@@ -79,6 +83,10 @@ class Predictor:
         UserError: If the file is no checkpoint of a classifier, or states no preprocessing.
     """
 
+    def __new__(cls, checkpoint: str | Path, *args: Any, **kwargs: Any) -> "Predictor":
+        """A `ProgramPredictor` for an exported program."""
+        return super().__new__(ProgramPredictor if is_program(checkpoint) else cls)
+
     def __init__(
         self,
         checkpoint: str | Path,
@@ -86,6 +94,7 @@ class Predictor:
         precision: PrecisionName | None = None,
         batch_size: int = 32,
         preprocessing: Preprocessing | None = None,
+        allow: Allowed = (),
     ) -> None:
         path = find_checkpoint_file(checkpoint)
         found = preprocessing or find_preprocessing(read_checkpoint(path))
@@ -95,12 +104,14 @@ class Predictor:
                 "data module has an eval_transform of its own); use `swin-lightning predict -c EXPERIMENT`, or in "
                 "Python Predictor(..., preprocessing=...)"
             )
-        if batch_size < 1:
-            raise UserError(f"batch_size {batch_size} must be at least 1")
+        _check_batch_size(batch_size)
         self.checkpoint, self.preprocessing, self.batch_size = path, found, batch_size
         self.device = _find_device(device)
+        module = load_classifier(path, allow)
+        if precision is None:
+            chosen, _ = default_precision(self.device.type, module, found.image_size, batch_size)
+            precision = cast(PrecisionName, chosen)
         self._precision = _precision_plugin(precision, self.device)
-        module = load_classifier(str(path))
         use_onednn(module)
         self._precision.convert_module(module)  # in place
         self.module: LightningModule = module.to(self.device).eval().requires_grad_(False)
@@ -156,6 +167,51 @@ class Predictor:
         return result.float().cpu()  # type: ignore[no-any-return]
 
 
+class ProgramPredictor(Predictor):
+    """`Predictor` for an exported program, which runs on the CPU with the precision it was exported with.
+
+    Attributes:
+        program: The program; `program.info` is what the file says about itself.
+
+    Raises:
+        UserError: If the file is damaged or of another program, or for an argument that a program has no use for.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        device: str | torch.device | None = None,
+        precision: PrecisionName | None = None,
+        batch_size: int = 32,
+        preprocessing: Preprocessing | None = None,
+        allow: Allowed = (),
+    ) -> None:
+        path = find_checkpoint_file(checkpoint)
+        if precision is not None or torch.device(device or "cpu").type != "cpu":
+            raise UserError(f"program {str(path)!r} runs on the CPU as exported; leave out device and precision")
+        _check_batch_size(batch_size)
+        self.program = Program(path)
+        found = preprocessing or self.program.info.preprocessing
+        if found is None:
+            raise UserError(f"program {str(path)!r} states no preprocessing; use Predictor(..., preprocessing=...)")
+        self.checkpoint, self.preprocessing, self.batch_size = path, found, batch_size
+        self.device, self.class_names = torch.device("cpu"), self.program.info.class_names
+        self._transform = eval_transform(found.image_size, found.crop, found.crop_ratio)
+
+    def stream(self, images: Picture | Iterable[Picture]) -> Iterator[Prediction]:
+        if not self.program.info.includes_preprocessing:
+            yield from super().stream(images)
+            return
+        for name, picture in _each(images):
+            pixels = torch.from_numpy(np.asarray(_to_pixels(picture, name)))
+            yield Prediction(self.class_names, self.program(pixels), name)
+
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        if self.program.info.includes_preprocessing:
+            raise UserError(f"program {str(self.checkpoint)!r} takes images before their preprocessing; call predictor")
+        return self.program(self.preprocessing.normalize(pixels)).softmax(dim=1)
+
+
 def find_checkpoint_file(path: str | Path) -> Path:
     """The checkpoint that a path means: a file, or the best (else the last) one of a run folder.
 
@@ -173,6 +229,11 @@ def find_checkpoint_file(path: str | Path) -> Path:
 # helpers
 
 
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise UserError(f"batch_size {batch_size} must be at least 1")
+
+
 def _find_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         found = torch.accelerator.current_accelerator(check_available=True)
@@ -185,9 +246,8 @@ def _find_device(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def _precision_plugin(precision: str | None, device: torch.device) -> Precision:
+def _precision_plugin(precision: str, device: torch.device) -> Precision:
     """The same plugin as the Trainer's."""
-    precision = default_precision(precision, device.type) or "32-true"
     if precision not in get_args(PrecisionName):
         raise UserError(f"precision {precision!r} is unknown; choose one of {', '.join(get_args(PrecisionName))}")
     if precision == "32-true":

@@ -281,6 +281,13 @@ class WandbLogger(LightningWandbLogger):
         plot = wandb.plot.confusion_matrix(y_true=labels, preds=predictions, class_names=class_names)
         self.experiment.log({"test/confusion_matrix": plot})
 
+    def log_classes(self, rows: list[dict[str, Any]]) -> None:
+        """Send the table by class, see `class_counts.class_rows`."""
+        import wandb
+
+        table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+        self.experiment.log({"test/classes": table})
+
 
 class Ignored:
     """Ignores every call and assignment, in place of a W&B run that has failed."""
@@ -305,6 +312,25 @@ class Ignored:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(())
+
+
+def place_in_run_folder(logger: Any, run: RunFolder) -> None:
+    """Let a logger of the configuration write into the run folder, unless it says another place.
+
+    Args:
+        logger: Its `class_path` and `init_args`, as parsed; changed in place.
+        run: The run folder.
+    """
+    name, args = logger.class_path.rpartition(".")[2], logger.get("init_args") or {}
+    if "save_dir" in args and args["save_dir"] is None:
+        args["save_dir"] = str(run.path)
+    if name == "TensorBoardLogger" and args.get("version", 0) is None:
+        args["version"] = 0  # a resumed run adds to the same events
+    if name == "MLFlowLogger" and args.get("tracking_uri") is None and not os.environ.get("MLFLOW_TRACKING_URI"):
+        # MLflow no longer writes to plain folders
+        args["tracking_uri"] = f"sqlite:///{(run.path / 'mlflow.db').resolve()}"
+        args["artifact_location"] = args.get("artifact_location") or (run.path / "mlflow").resolve().as_uri()
+        args["run_name"] = args.get("run_name") or run.name
 
 
 # helpers

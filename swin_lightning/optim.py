@@ -10,8 +10,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from swin_lightning.errors import UserError
 
-# position bias tables and the networks that generate them (official `no_weight_decay_keywords`)
-NO_DECAY = ("relative_position_bias_table", "absolute_pos_embed", "cpb_mlp", "logit_scale")
+# position bias tables, the networks that generate them, and mask tokens (official `no_weight_decay_keywords`)
+NO_DECAY = ("relative_position_bias_table", "absolute_pos_embed", "cpb_mlp", "logit_scale", "mask_token")
 
 ScheduleName = Literal["cosine", "linear", "constant", "step", "wsd"]
 

@@ -19,10 +19,16 @@ import swin_lightning.data
 import swin_lightning.models
 import swin_lightning.tasks
 from swin_lightning import config
+from swin_lightning.experiment_files import installed_experiments
 from swin_lightning.ranges import Range, constraints
 
 LINKED = {
-    *("model.num_classes", "model.class_names", "data.seed"),  # see the links of config.add_options
+    *(
+        "model.num_classes",
+        "model.class_names",
+        "model.class_weights",
+        "data.seed",
+    ),  # see the links of config.add_options
     *("model.optimizer.params", "model.optimizer.lr", "model.optimizer.weight_decay", "model.lr_schedule.optimizer"),
 }  # set by other options or by the task
 
@@ -72,7 +78,7 @@ def effective_config(arguments: Sequence[str], command: str = "fit") -> Namespac
     Raises:
         UserError: For an experiment that does not exist, an unknown option or a value of the wrong type.
     """
-    parser = _LenientParser(default_config_files=[str(config.installed_experiments() / "base.yaml")])
+    parser = _LenientParser(default_config_files=[str(installed_experiments() / "base.yaml")])
     parser.add_argument("-c", "--config", action=ActionConfigFile)
     config.add_options(parser)
     skip: set[str | int] = {"model", "train_dataloaders", "val_dataloaders", "datamodule", "dataloaders"}

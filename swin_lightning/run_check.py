@@ -33,6 +33,25 @@ def check_run(options: Any, model: Any, data: Any = None) -> None:
         raise UserError("model.num_classes 1: a classifier needs at least two classes; check the folders of data.path")
 
 
+def check_rates(
+    lr: float, min_lr: float, warmup_lr: float, decoupled_decay: float, schedule: Any, warmup_epochs: float
+) -> None:
+    """Check the learning rates of a task against each other, and against the weight decay of AdamW.
+
+    Raises:
+        UserError: If a warm-up or a decay would raise the learning rate, or AdamW would turn the weights over.
+    """
+    if warmup_epochs and warmup_lr > lr:
+        raise UserError(f"model.warmup_lr {warmup_lr} is above model.lr {lr}; lower it, or raise model.lr")
+    if schedule in ("cosine", "linear", "wsd") and min_lr > lr:
+        raise UserError(f"model.min_lr {min_lr} is above model.lr {lr}; lower it, or raise model.lr")
+    if lr * decoupled_decay >= 1:
+        raise UserError(
+            f"model.weight_decay {decoupled_decay}: AdamW multiplies the weights by 1 - lr * weight_decay in a step, "
+            f"which is not positive for model.lr {lr}; lower one of them"
+        )
+
+
 def _check_length(options: Any) -> None:
     for unit in ("epochs", "steps"):
         least, most = getattr(options, f"min_{unit}", None), getattr(options, f"max_{unit}", None)

@@ -4,6 +4,8 @@
       config.yaml       configuration of the run; config-2.yaml, ... of each time it was resumed
       checkpoints/      best.ckpt, last.ckpt
       metrics.csv       one row per logged step
+      splits.csv        path, label and split of all images, where splits were drawn
+      classes.csv       precision, recall, F1 and test images of each class
       curves.png  predictions.png  predictions.csv  report.html
       wandb/            files of Weights & Biases
       .lock  .writer    lock of the process that trains, and its name
@@ -15,6 +17,7 @@ import csv
 import errno
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -52,12 +55,23 @@ class RunFolder:
 
     @classmethod
     def new(cls, experiment: str, run_id: str) -> "RunFolder":
-        """The folder of a run that starts now."""
+        """The folder of a run that starts now.
+
+        Raises:
+            UserError: If the experiment or the id is not the name of a folder.
+        """
+        for option, name in (("--experiment", experiment), ("WANDB_RUN_ID", run_id)):
+            check_name(option, name)
         return cls(runs_root() / experiment / f"{time.strftime('%Y%m%d-%H%M%S')}-{run_id}")
 
     @classmethod
     def with_id(cls, run_id: str, root: Path | None = None, experiment: str = "*") -> "RunFolder | None":
-        """The newest run with this id below a root of runs, None if there is none."""
+        """The newest run with this id below a root of runs, None if there is none.
+
+        Raises:
+            UserError: If the id is not a part of a folder's name.
+        """
+        check_name("run id", run_id)
         found = sorted((root or runs_root()).glob(f"{experiment}/*-{run_id}"))
         return cls(found[-1]) if found else None
 
@@ -116,6 +130,14 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def splits(self) -> Path:
+        return self.path / "splits.csv"
+
+    @property
+    def class_table(self) -> Path:
+        return self.path / "classes.csv"
+
+    @property
     def curves(self) -> Path:
         return self.path / "curves.png"
 
@@ -132,15 +154,30 @@ class RunFolder:
         return self.path / "report.html"
 
     def read_config(self) -> dict[str, Any]:
-        """The configuration as nested dicts; empty if the run kept none."""
-        return yaml.safe_load(self.config.read_text(encoding="utf-8")) if self.config.is_file() else {}
+        """The configuration as nested dicts; empty if the run kept none.
+
+        Raises:
+            UserError: If the file is not YAML of a mapping.
+        """
+        if not self.config.is_file():
+            return {}
+        try:
+            content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise UserError(f"{self.config} is not YAML ({' '.join(str(error).split())[:200]})") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{self.config} is not a configuration, but a {type(content).__name__}")
+        return content
 
     def read_metrics(self) -> list[dict[str, str]]:
         """The rows of `metrics.csv` as text, one per logged step; empty cells are empty strings."""
         if not self.metrics.is_file():
             return []
-        with self.metrics.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        try:
+            with self.metrics.open(newline="", encoding="utf-8") as file:
+                return list(csv.DictReader(file))
+        except (csv.Error, ValueError) as error:
+            raise UserError(f"{self.metrics} is not a file of metrics ({error})") from error
 
     @contextmanager
     def lock(self, wait: float = 0.0) -> Iterator[None]:
@@ -185,12 +222,25 @@ class RunFolder:
         raise UserError(f"run {str(self.path)!r} has no checkpoints/best.ckpt and no checkpoints/last.ckpt")
 
 
+def check_name(option: str, name: str) -> None:
+    """Refuse a name that would leave the folder of all runs.
+
+    Raises:
+        UserError: If the name has separators, begins with a dot, or is longer than a file name.
+    """
+    if not re.fullmatch(r"[^\W.][\w.,=+@ -]{0,199}", name):
+        raise UserError(
+            f"{option} {name[:80]!r} is not a name of a folder; use letters, digits and any of _-.,=+@ (at most 200)"
+        )
+
+
 def find_checkpoint(experiment: str, name: str) -> Path:
     """The checkpoint `best` or `last` of an experiment that was written last, see `saved_at`.
 
     Raises:
         UserError: If no run has one.
     """
+    check_name("--experiment", experiment)
     folder = runs_root() / experiment
     found = sorted(folder.glob(f"*/checkpoints/{name}.ckpt"))
     if not found:

@@ -6,6 +6,8 @@ import sys
 os.environ["WANDB_MODE"] = "disabled"  # the tests of loggers enable it
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of parallel test processes wait for each other
+if not os.path.exists("/dev/nvidiactl"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton kernels on the CPU; read by `import triton`, as torch does
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # its import would look for a newer version
 
 import pytest

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from swin_lightning.benchmark import benchmark, memory, step, throughput
 from swin_lightning.benchmark.augmentation_sheet import save_augmentation_sheet
-from swin_lightning.config import default_precision, instantiate, load
+from swin_lightning.config import instantiate, load
 from tests.support.cli import DIGITS
 
 CPU = torch.device("cpu")
@@ -239,22 +239,6 @@ def test_step_time_is_the_median_after_warmup():
     timer = step.StepTimer(accumulated=1)
     timer.starts = [0.0, 50.0, 90.0, 91.0, 93.0, 103.0]
     assert timer.seconds() == 2.0
-
-
-@pytest.mark.parametrize(
-    ("gpu", "options", "expected"),
-    [
-        (True, [], "bf16-mixed"),
-        (True, ["--trainer.accelerator=cpu"], None),
-        (True, ["--trainer.precision=16-mixed"], "16-mixed"),
-        (False, [], None),
-    ],
-)
-def test_precision_is_that_of_fit(gpu, options, expected, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    trainer = load(["-c", DIGITS, *options]).trainer
-    assert default_precision(trainer.precision, trainer.accelerator) == expected
 
 
 def test_batch_is_shared_by_the_devices(capsys):

@@ -23,6 +23,7 @@ from swin_lightning.ema import EMA
 from swin_lightning.errors import UserError
 from swin_lightning.loggers import CSVLogger
 from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter
+from swin_lightning.prediction_file import PredictionFile
 from swin_lightning.runs import RunFolder
 from tests.support.cli import metrics
 from tests.support.modules import Data, Plain, TrainingData, TrainingOnly, TwoOptimizers, loader
@@ -53,7 +54,12 @@ def test_all_callbacks_accept_any_module(make, with_data_module, make_trainer, t
     checkpoint = Checkpoint(dirpath=str(run.checkpoints), every_n_train_steps=3)
     added = [
         *(PerStepSeed(), TrainingMonitor(), BestMetric(), BestMetric("val_loss", "min"), EpochSummary(), EMA(0.9)),
-        *(ProgressBar(), SaveConfig(run, "a: 1", {"a": 1}), PredictionReport(run), PredictionWriter(run)),
+        *(
+            ProgressBar(),
+            SaveConfig(run, "a: 1", {"a": 1}),
+            PredictionReport(run),
+            PredictionWriter(PredictionFile(run.predictions)),
+        ),
         *(checkpoint, checkpoint.last),
     ]
     options = {"max_epochs": 2, "enable_checkpointing": True, "log_every_n_steps": 2, "enable_progress_bar": True}

@@ -19,6 +19,7 @@ from swin_lightning.__main__ import console
 from swin_lightning.cli import main
 from swin_lightning.errors import UserError
 from tests.support.cli import DIGITS, EXPERIMENTS, SHORT, environment, metrics
+from tests.support.images import write_image
 
 RUNS = Path("runs/digits_swin_micro")
 TEST = "--test_after_fit=true"
@@ -374,7 +375,7 @@ def test_mistakes_in_checkpoints(tmp_path):
     before = {p: p.stat().st_mtime_ns for p in run.run_dir.rglob("*") if p.is_file()}
     folder = tmp_path / "mine"
     for name in ("train/a", "train/b", "val/a", "val/b"):
-        (folder / name).mkdir(parents=True)
+        write_image(folder / name / "1.png")
     data = ["--data.class_path=swin_lightning.data.ImageFolder", f"--data.path={folder}"]
     with pytest.raises(UserError, match="the checkpoint has 10 classes and the data has 2"):
         main(["validate", "-c", DIGITS, "--ckpt_path", str(run.run_dir / "checkpoints/best.ckpt"), *data])

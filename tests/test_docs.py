@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from swin_lightning import config
+from swin_lightning import config, predict
 from swin_lightning.benchmark import build_parser
-from swin_lightning.commands import COMMANDS, TRAINER_COMMANDS, asks_for_help
+from swin_lightning.commands import COMMANDS, TRAINER_COMMANDS, asks_for_help, names_experiment
 from swin_lightning.sweep.sweep_file import find_sweep
 from tests.support.cli import DIGITS, ROOT
 
@@ -94,7 +94,9 @@ def test_command_parses(page, words, tmp_path, monkeypatch):
     run.mkdir(parents=True)
     shutil.copy(DIGITS, run / "config.yaml")
     command, *arguments = own_command(words)
-    if command in TRAINER_COMMANDS and not any(map(asks_for_help, arguments)):
+    if command == "predict" and not names_experiment(arguments):
+        assert predict.build_parser().parse_intermixed_args(arguments).images
+    elif command in TRAINER_COMMANDS and not any(map(asks_for_help, arguments)):
         printing = [word for word in arguments if word.startswith("--print_config")]
         config.load([word for word in arguments if word not in printing])
     elif command == "benchmark":

@@ -1,5 +1,6 @@
 """The examples of docs/extending.md, run as they stand there."""
 
+import math
 import re
 import shlex
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 import torch
 from lightning import Callback
 
+from swin_lightning import SwinClassifier
 from swin_lightning.cli import main
+from swin_lightning.models import swin_micro_patch4_window4_32
 from tests.support.cli import DIGITS, ROOT, SHORT, metrics
 
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
@@ -119,6 +122,20 @@ def test_distillation_as_a_subclass(pretrained):
     assert not any(module.training for module in cli.model.teacher.modules())
     trained = {id(p) for group in cli.trainer.optimizers[0].param_groups for p in group["params"]}
     assert trained == {id(p) for name, p in cli.model.named_parameters() if not name.startswith("teacher.")}
+
+
+def test_contrastive_task_learns_and_its_backbone_is_loaded():
+    cli = run("contrastive.yaml", "--trainer.max_epochs=1", "--trainer.limit_train_batches=12", "--data.batch_size=32")
+    losses = metrics(cli.run_dir, "train/loss")
+    assert losses[0] > 0.9 * math.log(63)  # one of 63 other views
+    assert min(losses[-3:]) < 0.92 * losses[0]
+    assert len(metrics(cli.run_dir, "val/loss")) == 1
+    batch = next(iter(cli.datamodule.train_dataloader()))
+    first, second = batch["image"].chunk(2, dim=2)
+    assert first.shape == (32, 3, 32, 32) and not torch.equal(first, second)
+    model = SwinClassifier(swin_micro_patch4_window4_32(), num_classes=10, weights=str(cli.run.last))
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, cli.model.backbone.state_dict()[name]), name
 
 
 def test_module_with_two_optimizers():

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 
 from swin_lightning.cli import main
-from swin_lightning.loggers import CSVLogger, Ignored, WandbLogger, without_logged
+from swin_lightning.errors import UserError
+from swin_lightning.loggers import CSVLogger, Ignored, WandbLogger, place_in_run_folder, without_logged
 from swin_lightning.runs import RunFolder
 from swin_lightning.wandb_runs import read_offline_run
 from tests.support.cli import DIGITS, SHORT, environment, metrics
@@ -257,3 +259,61 @@ def test_only_our_checkpoint_is_uploaded(tmp_path, monkeypatch):
     for callback in (ModelCheckpoint(), ours):
         logger.after_save_checkpoint(callback)
     assert seen == [ours]
+
+
+# other loggers
+
+
+class Uninstalled(LightningCSVLogger):
+    def __init__(self):
+        raise ModuleNotFoundError(
+            "Neither `x` nor `tensorboard` is available.\n"
+            "Requirement 'x' not met. HINT: Try running `pip install -U 'x'`\n"
+            "Requirement 'tensorboard' not met. HINT: Try running `pip install -U 'tensorboard'`"
+        )
+
+
+@pytest.mark.parametrize("option", ["--trainer.logger+", "--trainer.logger"])
+def test_logger_whose_package_is_missing_is_one_line(option):
+    with pytest.raises(UserError) as error:
+        main(["fit", "-c", DIGITS, *SHORT, f"{option}=tests.test_loggers.Uninstalled"])
+    message = "tests.test_loggers.Uninstalled needs a package that is not installed: pip install tensorboard"
+    assert str(error.value) == message
+
+
+def placed(class_path, **arguments):
+    logger = Namespace(class_path=class_path, init_args=Namespace(**arguments))
+    place_in_run_folder(logger, RunFolder(Path("runs/x/1-a")))
+    return vars(logger.init_args)
+
+
+def test_loggers_get_the_run_folder_unless_they_name_another(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert placed("a.B", save_dir=None, x=None) == {"save_dir": "runs/x/1-a", "x": None}
+    assert placed("a.B", save_dir="logs") == {"save_dir": "logs"}
+    assert placed("a.B") == {}
+    assert placed("l.TensorBoardLogger", save_dir=None, version=None) == {"save_dir": "runs/x/1-a", "version": 0}
+    mlflow = {"save_dir": None, "tracking_uri": None, "artifact_location": None, "run_name": None}
+    assert placed("l.MLFlowLogger", **mlflow) == {
+        "save_dir": "runs/x/1-a",
+        "tracking_uri": f"sqlite:///{Path.cwd()}/runs/x/1-a/mlflow.db",
+        "artifact_location": f"file://{Path.cwd()}/runs/x/1-a/mlflow",
+        "run_name": "x/1-a",
+    }
+    assert placed("l.MLFlowLogger", tracking_uri="http://host") == {"tracking_uri": "http://host"}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other")
+    assert placed("l.MLFlowLogger", tracking_uri=None) == {"tracking_uri": None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "package", "files"), [
+    ("TensorBoardLogger", "tensorboard", "lightning_logs/version_0/events.out.tfevents.*"),
+    ("MLFlowLogger", "mlflow", "mlflow.db"),
+])  # fmt: skip
+def test_loggers_of_lightning_write_into_the_run_folder(name, package, files):
+    pytest.importorskip(package)
+    command = [sys.executable, "-m", "swin_lightning", "fit", "-c", DIGITS, *SHORT, "--trainer.logger+", name]
+    subprocess.run(command, env=environment(), check=True)
+    (run,) = Path("runs/digits_swin_micro").iterdir()
+    subprocess.run([*command, "--ckpt_path=last", "--trainer.max_epochs=2"], env=environment(), check=True)
+    assert list(run.glob(files)) and [path.name for path in Path().iterdir()] == ["runs"]

@@ -43,7 +43,7 @@ def test_debug_variable_shows_the_traceback_of_a_user_error(monkeypatch, capsys)
     assert run(monkeypatch, "fit", "--help", "-c", "nowhere") == 2
     error = capsys.readouterr().err
     assert error.startswith("Traceback (most recent call last)") and "find_experiment" in error
-    assert error.endswith("error: -c nowhere: no such file or experiment\n")
+    assert error.endswith("error: -c nowhere: no such file or experiment; `swin-lightning experiments` lists them\n")
 
 
 def test_closed_output_is_no_error():

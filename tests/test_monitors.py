@@ -83,7 +83,8 @@ def test_callbacks_take_the_mode_from_the_metric():
 
 @pytest.mark.parametrize(("args", "message"), [
     (["--checkpoint.monitor=val/los"], "checkpoint.monitor val/los is not logged by SwinClassifier; did you mean "
-                                       "val/loss? Logged: train/loss, val/acc, val/acc5, val/loss"),
+                                       "val/loss? Logged: train/loss, val/acc, val/acc5, val/acc_balanced, "
+                                       "val/f1_macro, val/loss"),
     (["--checkpoint.mode=min"], "checkpoint.mode min contradicts val/acc, which is better when higher; set max"),
     (["--early_stopping.patience=2", "--early_stopping.monitor=acc"], "early_stopping.monitor acc is not logged"),
     (["--checkpoint.monitor=val/loss", "--trainer.limit_val_batches=0"],

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from swin_lightning.loggers import CSVLogger
 from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter, class_names, is_probability
+from swin_lightning.prediction_file import PredictionFile
 from swin_lightning.runs import RunFolder
 from tests.support.modules import Labelled, Plain, loader
 
@@ -95,7 +96,7 @@ def test_report_needs_the_class_names(module, make_trainer, tmp_path):
 
 def predict(make_trainer, tmp_path, module, data, top_k=2):
     run = RunFolder(tmp_path / "run")
-    make_trainer(callbacks=[PredictionWriter(run, top_k)]).predict(module, data)
+    make_trainer(callbacks=[PredictionWriter(PredictionFile(run.predictions), top_k)]).predict(module, data)
     if not run.predictions.is_file():
         return None
     with run.predictions.open(encoding="utf-8") as file:

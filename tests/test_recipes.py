@@ -1,18 +1,14 @@
 """Every ImageNet experiment equals the published recipe: numbers of the objects that its YAML builds."""
 
-from functools import cache
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.optim import AdamW
 
-from swin_lightning.config import instantiate, load
 from swin_lightning.data.transforms import RandAugment, RandomResizedCrop
 from swin_lightning.models.registry import compare_to_published, list_models, model_info
 from tests.support.cli import EXPERIMENTS
+from tests.support.recipes import built, check_parameter_groups, schedule_factor
 
 # Source: microsoft/Swin-Transformer, config.py, configs/ and get_started.md. All rates are for a batch of 512.
 # lr, lr at the end, lr at the start, epochs, warm-up epochs, weight decay
@@ -43,20 +39,12 @@ RECIPES = {
     "swinv2_base_patch4_window12to24_192to384_ft_22k": (FINE_TUNE, 0.2, 384, SQUASH, 24),
     "swinv2_large_patch4_window12to24_192to384_ft_22k": (FINE_TUNE, 0.2, 384, SQUASH, 24),
 }
+FILES = [path for path in EXPERIMENTS.glob("imagenet_*.yaml") if "simmim" not in path.stem]  # see test_simmim_recipes
 STEPS = 1_281_167 // BATCH  # of an epoch of the training set
-NO_DECAY = (".bias", "q_bias", "v_bias", "relative_position_bias_table", "logit_scale")
-
-
-@cache
-def built(name):
-    """Configuration, data module and model of an experiment, on the meta device: shapes without values."""
-    config = load(["-c", str(EXPERIMENTS / f"imagenet_{name}.yaml")])
-    with torch.device("meta"):
-        return config, *instantiate(config)
 
 
 def test_there_is_one_experiment_per_published_result():
-    assert {f"imagenet_{name}" for name in RECIPES} == {path.stem for path in EXPERIMENTS.glob("imagenet_*.yaml")}
+    assert {f"imagenet_{name}" for name in RECIPES} == {path.stem for path in FILES}
     # and there is one for every published result
     published = [model for model in map(model_info, list_models()) if model.published]
     lines = [f"{model.name}{'_ft_22k' * (result.pretraining == 'ImageNet-22K')}" for model in published
@@ -69,20 +57,9 @@ def test_learning_rate_and_weight_decay_of_every_parameter(name):
     (lr, end, start, epochs, warmup, weight_decay), *_ = RECIPES[name]
     (config, _, model), scale = built(name), BATCH / 512
     trainer = config.trainer
-    model.trainer = SimpleNamespace(
-        max_epochs=trainer.max_epochs,
-        max_steps=trainer.max_steps,
-        num_training_batches=STEPS,
-        accumulate_grad_batches=trainer.accumulate_grad_batches,
-        callbacks=[],
-    )
-    configured = model.configure_optimizers()
-    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]
-    assert schedule["interval"] == "step" and isinstance(optimizer, AdamW)
+    optimizer, factor = schedule_factor(config, model, STEPS)
     assert trainer.max_epochs == epochs and trainer.max_steps == -1
-    factor = schedule["scheduler"].factor
     for group in optimizer.param_groups:
-        assert (group["betas"], group["eps"]) == ((0.9, 0.999), 1e-8)
         assert group["initial_lr"] == pytest.approx(scale * lr)
         rates = [group["initial_lr"] * factor(step) for step in range(0, epochs * STEPS, STEPS)]
         assert group["lr"] == rates[0] == pytest.approx(scale * start)
@@ -91,11 +68,7 @@ def test_learning_rate_and_weight_decay_of_every_parameter(name):
         middle = group["initial_lr"] * factor((epochs + warmup) * STEPS // 2)  # halfway down the cosine
         assert middle == pytest.approx(scale * (lr + end) / 2, rel=1e-3)
         assert group["initial_lr"] * factor(epochs * STEPS - 1) == pytest.approx(scale * end, rel=1e-6)
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    for key, parameter in model.named_parameters():
-        free = key.endswith(NO_DECAY) or "norm" in key or "cpb_mlp" in key
-        assert decay.pop(id(parameter)) == (0 if free else weight_decay), key
-    assert not decay
+    check_parameter_groups(model, optimizer, weight_decay)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -143,3 +143,20 @@ def test_metrics_and_configuration_are_read():
     run.metrics.write_text("step,val/acc\n0,\n1,0.5\n")
     assert run.read_config() == {"seed_everything": 3}
     assert run.read_metrics() == [{"step": "0", "val/acc": ""}, {"step": "1", "val/acc": "0.5"}]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".hidden", "", "/tmp/x", "a\\b", "a\nb", "x" * 201, "a*"])
+def test_names_cannot_leave_the_folder_of_runs(name):
+    for refused in (
+        lambda: RunFolder.new(name, "1"),
+        lambda: RunFolder.new("digits", name),
+        lambda: RunFolder.with_id(name),
+        lambda: find_checkpoint(name, "last"),
+    ):
+        with pytest.raises(UserError, match="is not a name of a folder"):
+            refused()
+
+
+def test_usual_names_are_names():
+    for name in ("digits_swin_micro", "größe-2.5e-4", "slurm7_0", "a=1,b=2 @home"):
+        assert RunFolder.new(name, "1a2b").path.parent.name == name

@@ -22,8 +22,9 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch.utils.data import DataLoader
 
 from swin_lightning.benchmark.memory import peak_memory, reset_peak_memory
-from swin_lightning.config import default_precision, instantiate
+from swin_lightning.config import instantiate
 from swin_lightning.data import ImageDataModule
+from swin_lightning.trainer_precision import trainer_precision
 
 WARMUP = 2  # steps before the measurement: compilation, first allocations, state of the optimizer
 TRAINER_OPTIONS = ("accelerator", "precision", "gradient_clip_val", "gradient_clip_algorithm",
@@ -89,7 +90,7 @@ def measure(
     accumulated = trainer_config.accumulate_grad_batches if training else 1
     timer = StepTimer(accumulated)
     options = {name: trainer_config[name] for name in TRAINER_OPTIONS}
-    options["precision"] = default_precision(trainer_config.precision, trainer_config.accelerator)
+    options["precision"] = trainer_precision(trainer_config, model, data)
     if not model.automatic_optimization:
         options["gradient_clip_val"] = None  # clipped in the training_step, if at all
     trainer = _quiet_trainer(

@@ -1,27 +1,30 @@
 """CIFAR-10 and CIFAR-100, decoded once and kept in memory."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
 from swin_lightning.data.hub_download import load_hub_dataset
-from swin_lightning.data.image_datamodule import ImageDataModule, Mean, Std
+from swin_lightning.data.image_datamodule import Mean, Std
 from swin_lightning.data.readers import ArrayReader, HuggingFaceReader, Reader, find_split
+from swin_lightning.data.split_datamodule import HeldOut, SplitDataModule
+from swin_lightning.data.splits import number_held_out
 from swin_lightning.errors import UserError
-from swin_lightning.ranges import ImageSide, Range, Share, check_arguments
+from swin_lightning.ranges import ImageSide, Share, check_arguments
 
 
-class CIFAR10(ImageDataModule):
+class CIFAR10(SplitDataModule):
     """50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes.
 
     Args:
         path: Hub name, or a local folder in the same layout (`<any folder>/{train,test}-*.parquet`).
-        val_size: Training images held out for validation, the same for every seed; 0 validates on the test split.
+        val_size: Share or number of training images held out for validation; 0 validates on the test split. They are
+            drawn without regard to the classes, as in all results of this project.
         image_size: Side length in pixels; images are resized unless it is 32.
         mean: Per-channel mean in [0, 1], computed over the training split.
         std: Per-channel standard deviation.
         eval_crop_ratio: Center crop of evaluation, relative to the resized image.
-        **base: Arguments of `ImageDataModule`.
+        **base: Arguments of `SplitDataModule`.
 
     Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
@@ -31,7 +34,7 @@ class CIFAR10(ImageDataModule):
     def __init__(
         self,
         path: str = "uoft-cs/cifar10",
-        val_size: Annotated[int, Range(ge=0, lt=50000)] = 5000,
+        val_size: HeldOut = 5000,
         image_size: ImageSide = 32,
         mean: Mean = (0.4914, 0.4822, 0.4465),
         std: Std = (0.2470, 0.2435, 0.2616),
@@ -39,29 +42,35 @@ class CIFAR10(ImageDataModule):
         **base: Any,
     ) -> None:
         check_arguments(CIFAR10.__init__, locals(), "data.")
+        base |= {"val_size": val_size or None}
         super().__init__(image_size=image_size, mean=mean, std=std, eval_crop_ratio=eval_crop_ratio, **base)
-        self.path, self.val_size = path, val_size
+        self.path, self.validates_on_test = path, val_size == 0
 
     def prepare_data(self) -> None:
         load_hub_dataset(self.path)
 
-    def load(self, split: str) -> Reader:
+    def found_splits(self) -> set[str]:
+        return {"train", "val", "test"} if self.validates_on_test else {"train", "test"}
+
+    def read(self, split: str) -> Reader:
         dataset = load_hub_dataset(self.path)
-        name = find_split(dataset, ["test" if self._is_test(split) else "train"], self.path)
+        name = find_split(dataset, ["train" if split == "train" else "test"], self.path)
         reader = HuggingFaceReader(dataset[name], self.path)
         found = reader.columns.class_names
         if found is not None and len(found) != self.num_classes:
             raise UserError(
                 f"data.path: {self.path!r} has {len(found)} classes; {type(self).__name__} expects {self.num_classes}"
             )
-        images = _decode_all(reader)
-        if self._is_test(split):
-            return images
-        order = np.random.default_rng(0).permutation(len(images))
-        return images.subset(np.sort(order[: self.val_size] if split == "val" else order[self.val_size :]))
+        return _decode_all(reader)
 
-    def _is_test(self, split: str) -> bool:
-        return split == "test" or (split == "val" and self.val_size == 0)
+    def hold_out_val(
+        self, labels: np.ndarray, size: float, groups: np.ndarray | None, of: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if groups is not None:
+            return super().hold_out_val(labels, size, groups, of)
+        number = number_held_out(size, len(labels), 1, "data.val_size")
+        order = np.random.default_rng(self.split_seed).permutation(len(labels))
+        return np.sort(order[number:]), np.sort(order[:number])
 
 
 class CIFAR100(CIFAR10):

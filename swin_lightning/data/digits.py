@@ -6,20 +6,23 @@ from typing import Annotated, Any
 import numpy as np
 from PIL import Image
 
-from swin_lightning.data.image_datamodule import ImageDataModule, Mean, Std
+from swin_lightning.data.image_datamodule import Mean, Std
 from swin_lightning.data.readers import ArrayReader, Reader
+from swin_lightning.data.split_datamodule import SplitDataModule
 from swin_lightning.ranges import Range, Share, check_arguments
 
 
-class Digits(ImageDataModule):
+class Digits(SplitDataModule):
     """1,797 scanned digits of 8 x 8 grey pixels, upscaled: 1,257 for training, 180 for validation, 360 for testing.
+
+    With `folds` all 1,797 are divided.
 
     Args:
         image_size: Side length of the upscaled images in pixels.
         mean: Per-channel mean in [0, 1].
         std: Per-channel standard deviation.
         eval_crop_ratio: Center crop of evaluation, relative to the resized image.
-        **base: Arguments of `ImageDataModule`.
+        **base: Arguments of `SplitDataModule`.
 
     Source: E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, doi:10.24432/C50P49.
     """
@@ -37,8 +40,13 @@ class Digits(ImageDataModule):
         check_arguments(Digits.__init__, locals(), "data.")
         super().__init__(image_size=image_size, mean=mean, std=std, eval_crop_ratio=eval_crop_ratio, **base)
 
-    def load(self, split: str) -> Reader:
+    def found_splits(self) -> set[str]:
+        return {"train"} if self.folds else {"train", "val", "test"}
+
+    def read(self, split: str) -> Reader:
         images, labels = read_digits(self.image_size)
+        if self.folds:
+            return ArrayReader(images, labels)
         order = np.random.default_rng(0).permutation(len(labels))  # the same split for every seed: comparable results
         indices = {"test": order[:360], "val": order[360:540], "train": order[540:]}[split]
         return ArrayReader(images[indices], labels[indices])

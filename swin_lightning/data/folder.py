@@ -1,5 +1,6 @@
 """Images in class folders, tar shards or Hugging Face data sets: the data module for a user's own data."""
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from swin_lightning.data.hub_download import load_hub_dataset
-from swin_lightning.data.image_datamodule import ImageDataModule
+from swin_lightning.data.layouts import (
+    find_images,
+    find_root,
+    find_split_folders,
+    has_images,
+    left_out_note,
+    list_class_folders,
+    split_names,
+    subfolders,
+)
 from swin_lightning.data.readers import (
     HuggingFaceReader,
     Reader,
@@ -16,62 +26,56 @@ from swin_lightning.data.readers import (
     find_columns,
     find_shards,
     find_split,
-    list_class_folders,
     read_class_folders,
+    read_unlabelled,
     tar_class_names,
 )
+from swin_lightning.data.split_datamodule import SplitDataModule
 from swin_lightning.data.streaming import StreamDataset, StreamLoader, StreamReader
 from swin_lightning.errors import UserError
 from swin_lightning.ranges import PositiveInt, check_arguments
 
-SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
+DATA_SUFFIXES = {".parquet", ".arrow", ".csv", ".json", ".jsonl", ".zip", ".tar"}  # read by Hugging Face datasets
 
 
-class ImageFolder(ImageDataModule):
-    """Your own images: `path/train/<class>/<image>` and `path/val/<class>/<image>`, tar shards, or a Hub data set.
+class ImageFolder(SplitDataModule):
+    """Your own images: class folders, with or without folders of splits, tar shards, or a Hugging Face data set.
 
-    If there is no `test` split, testing uses the validation split.
+    Splits that are missing are drawn from the training images, see `SplitDataModule`. A folder `test` without class
+    folders is a test split without labels.
 
     Args:
-        path: Folder with the splits as folders of class folders, as `train*.tar` and `val*.tar` (webdataset's layout,
-            or with class folders), or as parquet files in the Hub's layout; a Hub name; for streaming also a URL such
-            as `s3://bucket/folder`.
+        path: Folder with `<class>/<image>`, `<split>/<class>/<image>`, `train*.tar` and `val*.tar` (webdataset's
+            layout, or with class folders), or parquet files in the Hub's layout; a Hub name; for streaming also a URL
+            such as `s3://bucket/folder`.
         streaming: Read during training, without a copy on disk; see `data.streaming` for the limits.
         stream_size: Number of training images of a stream, if the data set does not state it.
-        **base: Arguments of `ImageDataModule`.
+        **base: Arguments of `SplitDataModule`.
     """
 
     def __init__(self, path: str, streaming: bool = False, stream_size: PositiveInt | None = None, **base: Any) -> None:
         check_arguments(ImageFolder.__init__, locals(), "data.")
         super().__init__(**base)
-        self.path, self.streaming, self.stream_size = path, streaming, stream_size
+        self.path, self.streaming, self.stream_size = os.path.expanduser(path), streaming, stream_size
+        if streaming and (self.folds or self.val_size or self.test_size):
+            raise UserError("data.streaming: splits cannot be drawn from a stream; set no val_size, test_size or folds")
 
     @cached_property
     def class_names(self) -> list[str]:  # type: ignore[override]
         """Class names in the order of the labels.
 
         Raises:
-            UserError: If the data set is missing or its labels have no names.
+            UserError: If the data set is missing, its labels have no names, or there are fewer than two classes.
         """
-        if self.streaming:
-            columns = StreamReader(self.path, _split_names("train")).columns
-        elif self._shards("train"):
-            return tar_class_names(Path(self.path), TarReader(self._shards("train")))
-        elif self._has_folders:
-            return self.folder_names
-        else:
-            columns = find_columns(next(iter(load_hub_dataset(self.path).values())).features, self.path)
-        if columns.class_names is None:
-            raise UserError(
-                f"data.path: column {columns.label!r} of {self.path!r} is plain integers without class names; make it "
-                "a ClassLabel (see `datasets.Dataset.class_encode_column`) or subclass ImageFolder and set class_names"
-            )
-        return columns.class_names
+        names = self._read_class_names()
+        if len(names) < 2:
+            raise UserError(f"data.path: {self.path!r} has one class only, {names}; at least two are needed")
+        return names
 
     @cached_property
     def folder_names(self) -> list[str]:
         """Names of the class folders in the order of the labels."""
-        return list_class_folders(self._folder("train", "val"))
+        return list_class_folders(self._split_folders.get("train") or next(iter(self._split_folders.values())))
 
     @property
     def shard_class_names(self) -> list[str]:
@@ -79,19 +83,32 @@ class ImageFolder(ImageDataModule):
         return self.class_names
 
     def prepare_data(self) -> None:
-        if not (self.streaming or self._has_folders or self._shards("train", "val")):
+        if not (self.streaming or self._split_folders or self._shards("train", "val")):
             load_hub_dataset(self.path)
 
-    def load(self, split: str) -> Reader:
-        wanted = ("test", "val") if split == "test" else (split,)
-        if self.streaming:
-            return StreamReader(self.path, _split_names(*wanted))  # type: ignore[return-value]
-        if shards := self._shards(*wanted):
-            return TarReader(shards).assign_labels(self.shard_class_names)
-        if self._has_folders:
-            return read_class_folders(self._folder(*wanted), self.folder_names)
+    def found_splits(self) -> set[str]:
+        if self.streaming:  # an unknown test split is sought when it is read
+            return {"train", "val"}
+        if self._shards("train", "val"):
+            return {split for split in ("train", "val", "test") if self._shards(split)}
+        if self._split_folders:
+            return set(self._split_folders)
         splits = load_hub_dataset(self.path)
-        return HuggingFaceReader(splits[find_split(splits, _split_names(*wanted), self.path)], self.path)
+        return {split for split in ("train", "val", "test") if any(name in splits for name in split_names(split))}
+
+    def load(self, split: str) -> Reader:
+        if self.streaming:
+            wanted = ("test", "val") if split == "test" else (split,)
+            return StreamReader(self.path, split_names(*wanted))  # type: ignore[return-value]
+        return super().load(split)
+
+    def read(self, split: str) -> Reader:
+        if shards := self._shards(split):
+            return TarReader(shards).assign_labels(self.shard_class_names)
+        if folders := self._split_folders:
+            return self._read_folder(folders.get(split) or Path(self.path) / split, split)
+        splits = load_hub_dataset(self.path)
+        return HuggingFaceReader(splits[find_split(splits, split_names(split), self.path)], self.path)
 
     def train_dataloader(self) -> DataLoader[Any]:
         stream = self.sources["train"]
@@ -132,26 +149,61 @@ class ImageFolder(ImageDataModule):
         stream: Any = self.sources[split]
         training = split == "train"
         transform = self.train_transform() if training else self.eval_transform()
-        return StreamDataset(stream, transform, self.seed, training, *self._rank(), on_bad_image=self.on_bad_image)
+        return StreamDataset(
+            stream,
+            transform,
+            self.seed,
+            training,
+            *self._rank(),
+            on_bad_image=self.on_bad_image,
+            max_pixels=self.max_pixels,
+        )
+
+    def _read_class_names(self) -> list[str]:
+        if self.streaming:
+            columns = StreamReader(self.path, split_names("train")).columns
+        elif shards := self._shards("train"):
+            return tar_class_names(Path(self.path), TarReader(shards))
+        elif self._split_folders:
+            return self.folder_names
+        else:
+            columns = find_columns(next(iter(load_hub_dataset(self.path).values())).features, self.path)
+        if columns.class_names is None:
+            raise UserError(
+                f"data.path: column {columns.label!r} of {self.path!r} is plain integers without class names; make it "
+                "a ClassLabel (see `datasets.Dataset.class_encode_column`) or subclass ImageFolder and set class_names"
+            )
+        return columns.class_names
 
     def _shards(self, *splits: str) -> list[Path]:
-        return find_shards(Path(self.path), _split_names(*splits))
+        return find_shards(Path(self.path), split_names(*splits))
 
-    @property
-    def _has_folders(self) -> bool:
-        root = Path(self.path)
-        return any((root / name).is_dir() for name in _split_names("train", "val"))
+    @cached_property
+    def _root(self) -> Path:
+        """The folder that holds splits or class folders."""
+        return find_root(Path(self.path))
 
-    def _folder(self, *splits: str) -> Path:
-        root = Path(self.path)
-        found = [root / name for name in _split_names(*splits) if (root / name).is_dir()]
-        if not found:
+    @cached_property
+    def _split_folders(self) -> dict[str, Path]:
+        """The folders of the splits that hold class folders; class folders alone are `train`. Empty for other data."""
+        root = self._root
+        if not root.is_dir() or not subfolders(root):
+            return {}
+        if not any(map(has_images, subfolders(root))):
+            if any(path.suffix in DATA_SUFFIXES for path in root.rglob("*")):
+                return {}
+            why = left_out_note(find_images(root).left_out)
             raise UserError(
-                f"data.path: no folder {str(root / splits[0])!r}; expected {root}/{splits[0]}/<class>/<image>"
+                f"data.path: no images in folder {str(root)!r}{why}; expected "
+                f"{root}/<class>/<image> or {root}/train/<class>/<image>"
             )
-        return found[0]
+        return find_split_folders(root) or {"train": root}
 
-
-def _split_names(*splits: str) -> tuple[str, ...]:
-    """The names that the splits may have on disk or on the Hub, in order of preference."""
-    return tuple(name for split in splits for name in SPLIT_NAMES[split])
+    def _read_folder(self, folder: Path, split: str) -> Reader:
+        if split == "test" and folder.is_dir() and not {f.name for f in subfolders(folder)} & set(self.folder_names):
+            return read_unlabelled(folder)
+        reader = read_class_folders(folder, self.folder_names)
+        if split == "train" and folder != self._root:
+            beside = [f.name for f in subfolders(self._root) if f not in self._split_folders.values()]
+            reader.left_out.update({f"folder {name!r}, which is not a split": 1 for name in beside})
+        return reader

@@ -2,9 +2,8 @@
 
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -13,10 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from swin_lightning.batch import IGNORE_INDEX, Batch, Preprocessing
+from swin_lightning.data.decoding import MAX_PIXELS, MaxPixels
+from swin_lightning.data.description import describe_split
 from swin_lightning.data.erasing import Boxes, erase, random_boxes
+from swin_lightning.data.layouts import left_out_note
 from swin_lightning.data.mixup import MixupCutmix
-from swin_lightning.data.readers import FileReader, Reader, list_images
-from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, OnBadImage, ResumableSampler
+from swin_lightning.data.readers import FileReader, Reader, Sources, labels_of, read_unlabelled
+from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, OnBadImage, ResumableSampler, Sampling
 from swin_lightning.data.transforms import (
     AreaRange,
     Crop,
@@ -76,9 +78,14 @@ class ImageDataModule(LightningDataModule):
         eval_crop_ratio: Side length of the center crop, relative to the resized image.
         mean: Per-channel mean (RGB) in [0, 1].
         std: Per-channel standard deviation (RGB).
-        predict_path: Image or folder of images for `predict`.
+        predict_path: Image or folder of images for `predict`; by default the test split if it has no labels.
         on_bad_image: `raise` an error for an unreadable image, or `skip` it: training replaces it by the next image,
             evaluation ignores it, and the number of skipped images is logged at the end.
+        sampler: `shuffle`, or `balanced`: in an epoch, the images of all classes are equally frequent; those of small
+            classes are repeated with other augmentation, and some of the large ones are left out.
+        class_weights: `balanced` weights the loss of a class by the inverse of its number of training images; the mean
+            weight of an image is 1.
+        max_pixels: Largest number of pixels of an image file that is decoded; a larger one is unreadable.
         seed: Seed of order, augmentation and mixing.
 
     Raises:
@@ -109,14 +116,16 @@ class ImageDataModule(LightningDataModule):
         std: Std = IMAGENET_STD,
         predict_path: str | None = None,
         on_bad_image: OnBadImage = "raise",
+        sampler: Sampling = "shuffle",
+        class_weights: Literal["balanced"] | None = None,
+        max_pixels: MaxPixels = MAX_PIXELS,
         seed: Seed = 0,
     ) -> None:
         check_arguments(ImageDataModule.__init__, locals(), "data.")
         if rand_augment is not None:
             RandAugment.from_name(rand_augment)
         super().__init__()
-        self.image_size = image_size
-        self.batch_size = batch_size
+        self.image_size, self.batch_size = image_size, batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.crop, self.crop_scale = crop, crop_scale
@@ -128,10 +137,10 @@ class ImageDataModule(LightningDataModule):
         self.mean = (red, green, blue)
         red, green, blue = std
         self.std = (red, green, blue)
-        self.predict_path = predict_path
-        self.on_bad_image = on_bad_image
+        self.sampler, self.class_weighting = sampler, class_weights
+        self.predict_path, self.on_bad_image, self.max_pixels = predict_path, on_bad_image, max_pixels
         self.seed = seed
-        self.sources: dict[str, Reader] = {}  # by split: train, val, test, predict
+        self.sources: dict[str, Reader] = Sources()  # by split: train, val, test, predict
         self._bad_images: set[str] = set()  # names
 
     # for subclasses
@@ -154,6 +163,16 @@ class ImageDataModule(LightningDataModule):
                 raise RuntimeError(f"{type(self).__name__}.class_names raised an AttributeError") from error
             raise UserError(f"data.class_path: {type(self).__name__} does not set class_names") from error
 
+    @property
+    def class_weights(self) -> list[float] | None:
+        """Weight of each class in the loss, K; 0 for a class without training images. None without weights."""
+        if self.class_weighting is None:
+            return None
+        if "train" not in self.sources:
+            self.sources["train"] = self.load("train")
+        counts = np.bincount(labels_of(self.sources["train"]), minlength=self.num_classes)
+        return [counts.sum() / (np.count_nonzero(counts) * n) if n else 0.0 for n in counts.tolist()]
+
     # Lightning's hooks, in the order in which they are called
 
     def setup(self, stage: str) -> None:
@@ -161,6 +180,11 @@ class ImageDataModule(LightningDataModule):
         for split in splits:
             if split not in self.sources:
                 self.sources[split] = self._predict_images() if split == "predict" else self.load(split)
+                if self._rank()[0] == 0:
+                    same = split == "test" and self.sources[split] is self.sources.get("val")
+                    names = [] if split == "predict" else self.class_names
+                    line = describe_split(split, self.sources[split], names)
+                    log.info("test: the validation images" if same else line)
 
     def train_dataloader(self) -> DataLoader[Any]:
         sampler = self._sampler("train")
@@ -274,6 +298,13 @@ class ImageDataModule(LightningDataModule):
         """Name of a sample in messages and predictions: the path of an image file, or its position in the data set."""
         return self.sources[split].name(index)
 
+    def has_test_labels(self) -> bool:
+        """Whether the test split has labels, so that there is something to measure."""
+        if "test" not in self.sources:
+            self.sources["test"] = self.load("test")
+        labels = getattr(self.sources["test"], "labels", None)
+        return labels is None or not len(labels) or bool((np.asarray(labels) != IGNORE_INDEX).any())
+
     def micro_batch_size(self) -> int:
         """Images per forward pass on one device.
 
@@ -328,14 +359,16 @@ class ImageDataModule(LightningDataModule):
         training = split == "train"
         batch_size = self.micro_batch_size() if training else self.eval_batch_size or self.micro_batch_size()
         accumulate = self.accumulated_batches() if training else 1
-        return ResumableSampler(len(self.sources[split]), batch_size, self.seed, training, *self._rank(), accumulate)
+        source = self.sources[split]
+        labels = labels_of(source) if training and self.sampler == "balanced" else None
+        return ResumableSampler(len(source), batch_size, self.seed, training, *self._rank(), accumulate, labels)
 
     def _loader(self, split: str, sampler: ResumableSampler) -> DataLoader[Any]:
         training = split == "train"
         transform = self.train_transform() if training else self.eval_transform()
         workers = self.workers()
         return LazyDataLoader(
-            ImageDataset(self.sources[split], transform, self.seed, self.on_bad_image, training),
+            ImageDataset(self.sources[split], transform, self.seed, self.on_bad_image, training, self.max_pixels),
             batch_size=sampler.batch_size,
             sampler=sampler,
             drop_last=training,
@@ -344,16 +377,19 @@ class ImageDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _predict_images(self) -> FileReader:
+    def _predict_images(self) -> Reader:
+        if self.predict_path is None and not self.has_test_labels():
+            return self.sources["test"]
         path = Path(self.predict_path or "")
         if self.predict_path is None or not path.exists():
             raise UserError(
                 f"data.predict_path: no image or folder {self.predict_path!r}; pass --data.predict_path IMAGE_OR_FOLDER"
             )
-        paths: Sequence[Path] = [path] if path.is_file() else list_images(path)
-        if not paths:
-            raise UserError(f"data.predict_path: no images in folder {self.predict_path!r}")
-        return FileReader(paths, [IGNORE_INDEX] * len(paths))
+        reader = FileReader([path], [IGNORE_INDEX]) if path.is_file() else read_unlabelled(path)
+        if not len(reader):
+            why = left_out_note(reader.left_out)
+            raise UserError(f"data.predict_path: no images in folder {self.predict_path!r}{why}")
+        return reader
 
 
 def _free_cores() -> int:

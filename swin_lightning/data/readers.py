@@ -5,6 +5,7 @@ RGB, or a `LazyImage` of which a crop decodes only what it needs; `np.asarray` c
 """
 
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,10 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from swin_lightning.batch import IGNORE_INDEX
 from swin_lightning.data.decoding import LazyImage
+from swin_lightning.data.layouts import find_images, image_suffixes, left_out_note, list_class_folders
 from swin_lightning.errors import UserError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"}
+# an integer label states the number of classes, for each of which the model has weights
+MAX_CLASSES, MAX_LABEL_BYTES = 1_000_000, 32
 
 
 class Reader(Protocol):
@@ -26,6 +30,14 @@ class Reader(Protocol):
     def __getitem__(self, index: int) -> tuple[np.ndarray | LazyImage, int]: ...
 
     def name(self, index: int) -> str: ...
+
+
+class Sources(dict[str, Reader]):
+    """Readers by split."""
+
+    def __missing__(self, split: str) -> Reader:
+        stage = {"train": "fit", "val": "fit"}.get(split, split)
+        raise UserError(f"the {split} split has not been read: call setup({stage!r}) of the data module first")
 
 
 class ArrayReader:
@@ -47,14 +59,85 @@ class ArrayReader:
         return ArrayReader(self.images[indices], self.labels[indices])
 
 
+class SubsetReader:
+    """Some of the images of several readers.
+
+    Args:
+        readers: The readers, in the order in which their images are numbered.
+        positions: Numbers of the images.
+        origin: How they were chosen, in words.
+    """
+
+    def __init__(self, readers: Sequence[Reader], positions: np.ndarray, origin: str = "") -> None:
+        self.readers, self.positions, self.origin = list(readers), positions, origin
+        self.ends = np.cumsum([len(reader) for reader in readers])
+        self.labels = np.concatenate([labels_of(reader) for reader in readers])[positions]
+        self.left_out: Counter[str] = sum((left_out_of(reader) for reader in readers), Counter())
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray | LazyImage, int]:
+        reader, position = self._locate(index)
+        return reader[position]
+
+    def name(self, index: int) -> str:
+        reader, position = self._locate(index)
+        return reader.name(position)
+
+    def _locate(self, index: int) -> tuple[Reader, int]:
+        position = int(self.positions[index])
+        number = int(np.searchsorted(self.ends, position, side="right"))
+        return self.readers[number], position - int(self.ends[number - 1] if number else 0)
+
+
+# what readers may have besides
+
+
+def labels_of(reader: Reader) -> np.ndarray:
+    """The labels `N` of a reader, its attribute `labels`.
+
+    Raises:
+        UserError: If it has none, as a reader that cannot tell them without decoding the images.
+    """
+    labels = getattr(reader, "labels", None)
+    if labels is None:
+        raise UserError(f"data: {type(reader).__name__} has no attribute labels, which drawing and weighting need")
+    return np.asarray(labels, np.int64)
+
+
+def groups_of(reader: Reader) -> np.ndarray | None:
+    """The groups of the images of a reader by name, None if it has none."""
+    groups = getattr(reader, "groups", None)
+    return None if groups is None else np.asarray(groups)
+
+
+def left_out_of(reader: Reader) -> Counter[str]:
+    """Number of files that a reader left out, by reason."""
+    return Counter(getattr(reader, "left_out", {}))
+
+
 # image files
 
 
 class FileReader:
-    """Image files and their labels."""
+    """Image files and their labels.
 
-    def __init__(self, paths: Sequence[Path], labels: Sequence[int]) -> None:
-        self.paths, self.labels = paths, labels
+    Args:
+        paths: The files.
+        labels: Class indices.
+        left_out: Number of files that were left out, by reason.
+        groups: Names of the groups, such as patients.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: Sequence[int],
+        left_out: Counter[str] | None = None,
+        groups: Sequence[str] | None = None,
+    ) -> None:
+        self.paths, self.labels, self.left_out, self.groups = paths, labels, left_out or Counter(), groups
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -66,20 +149,6 @@ class FileReader:
         return str(self.paths[index])
 
 
-def list_class_folders(root: Path) -> list[str]:
-    """The names of the class folders in a folder, sorted.
-
-    Raises:
-        UserError: If the folder does not exist or contains no folder.
-    """
-    if not root.is_dir():
-        raise UserError(f"data.path: no folder {str(root)!r}; expected {root}/<class>/<image>")
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise UserError(f"data.path: no class folders in {str(root)!r}; expected {root}/<class>/<image>")
-    return names
-
-
 def read_class_folders(root: Path, class_names: Sequence[str]) -> FileReader:
     """All images in `root/<class>/`; the label is the position of the class in `class_names`.
 
@@ -88,23 +157,36 @@ def read_class_folders(root: Path, class_names: Sequence[str]) -> FileReader:
     """
     paths: list[Path] = []
     labels: list[int] = []
+    left_out: Counter[str] = Counter()
     for name in list_class_folders(root):
         if name not in class_names:
             raise UserError(
                 f"data.path: class folder {str(root / name)!r} is not one of the {len(class_names)} known classes; "
                 "every split must have the class folders of the training split"
             )
-        files = list_images(root / name)
-        if not files:
-            raise UserError(f"data.path: no images in class folder {str(root / name)!r}; add images or remove it")
-        paths += files
-        labels += [class_names.index(name)] * len(files)
-    return FileReader(paths, labels)
+        found = find_images(root / name)
+        if not found.paths:
+            why = left_out_note(found.left_out)
+            raise UserError(f"data.path: no images in class folder {str(root / name)!r}{why}; add images or remove it")
+        paths += found.paths
+        labels += [class_names.index(name)] * len(found.paths)
+        left_out += found.left_out
+    loose = find_images(root, deep=False)
+    left_out += loose.left_out
+    if loose.paths:
+        left_out["images outside of the class folders"] += len(loose.paths)
+    return FileReader(paths, labels, left_out)
 
 
 def list_images(root: Path) -> list[Path]:
-    """All image files in a folder and its subfolders, sorted."""
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    """All image files below a folder, sorted."""
+    return find_images(root).paths
+
+
+def read_unlabelled(root: Path) -> FileReader:
+    """All images below a folder, without labels."""
+    found = find_images(root)
+    return FileReader(found.paths, [IGNORE_INDEX] * len(found.paths), found.left_out)
 
 
 # Hugging Face data sets
@@ -188,8 +270,10 @@ class HuggingFaceReader:
 
     def __getitem__(self, index: int) -> tuple[LazyImage, int]:
         row = self.split[index]
-        image = row[self.columns.image]
-        return LazyImage(image["bytes"] or Path(image["path"]), self.name(index)), row[self.columns.label]
+        image, label, names = row[self.columns.image], row[self.columns.label], self.columns.class_names
+        if names is not None and label >= len(names):
+            raise UserError(f"data.path: class {label} of {self.name(index)} is not one of {len(names)} classes")
+        return LazyImage(image["bytes"] or Path(image["path"]), self.name(index)), label
 
     def name(self, index: int) -> str:
         return f"{self.path}[{index}]"
@@ -288,11 +372,13 @@ def _read_tar_headers(path: Path) -> tuple[dict[str, tuple[str, int, int]], dict
                 key = f"{folder}/{stem}"
                 if not member.isfile():
                     continue
-                if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES:
+                if f"{dot}{suffix}".lower() in image_suffixes():
                     images[key] = (member.name, member.offset_data, member.size)
                 elif suffix == "cls":
                     content = tar.extractfile(member)
-                    classes[key] = int(content.read()) if content else -1
+                    classes[key] = int(content.read(MAX_LABEL_BYTES + 1)) if content else -1
+                    if not 0 <= classes[key] < MAX_CLASSES:
+                        raise ValueError(f"class {classes[key]} of {member.name} is not from 0 to {MAX_CLASSES - 1}")
     except (tarfile.TarError, OSError, ValueError) as error:
         raise UserError(f"data.path: cannot read shard {path}: {error}; expected an uncompressed tar file") from error
     return images, classes

@@ -13,12 +13,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from swin_lightning.batch import IGNORE_INDEX
-from swin_lightning.data.decoding import CorruptImageError
+from swin_lightning.data.decoding import MAX_PIXELS, CorruptImageError, LazyImage
 from swin_lightning.data.readers import Reader
 from swin_lightning.data.transforms import Transform
 from swin_lightning.errors import UserError
 
 OnBadImage = Literal["raise", "skip"]
+Sampling = Literal["shuffle", "balanced"]
 Key = tuple[int, int]  # epoch, index; ~index for a padding sample, which repeats a sample to fill the ranks equally
 
 MAX_REPLACEMENTS = 100  # images tried in place of a corrupt one
@@ -37,6 +38,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             Batches keep their size so that ranks stay in step: in training the next readable image replaces it, with
             its own label; in evaluation a black image of index -1 does, which counts in no metric.
         training: Whether the samples are for training.
+        max_pixels: Largest number of pixels of an image file that is decoded.
 
     Raises:
         UserError: If an image is unreadable, or 100 consecutive images are where they are skipped.
@@ -49,9 +51,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         on_bad_image: OnBadImage = "raise",
         training: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.reader, self.transform, self.seed = reader, transform, seed
-        self.on_bad_image, self.training = on_bad_image, training
+        self.on_bad_image, self.training, self.max_pixels = on_bad_image, training, max_pixels
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -61,16 +64,24 @@ class ImageDataset(Dataset[dict[str, Any]]):
         padding = index < 0
         index = ~index if padding else index
         seed = (self.seed, epoch, index)
+        index %= len(self.reader)  # see `balanced_order`
         try:
-            image, target = self.reader[index]
+            image, target = self._read(index)
             pixels, used_index, bad_index = self.transform(image, seed), index, -1
         except CorruptImageError:
             if self.on_bad_image == "raise":
                 raise
             pixels, target, used_index = self._replacement(index, seed)
             bad_index = index
-        target = IGNORE_INDEX if padding else target
+        if padding:
+            target, used_index = IGNORE_INDEX, -1
         return {"image": channels_first(pixels), "target": target, "index": used_index, "bad_index": bad_index}
+
+    def _read(self, index: int) -> tuple[np.ndarray | LazyImage, int]:
+        image, target = self.reader[index]
+        if isinstance(image, LazyImage):
+            image.max_pixels = self.max_pixels
+        return image, target
 
     def _replacement(self, index: int, seed: tuple[int, int, int]) -> tuple[np.ndarray, int, int]:
         """Pixels, target and index of the sample that replaces an unreadable image."""
@@ -79,7 +90,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         for step in range(1, min(MAX_REPLACEMENTS, len(self.reader))):
             candidate = (index + step) % len(self.reader)
             try:
-                image, target = self.reader[candidate]
+                image, target = self._read(candidate)
                 return self.transform(image, seed), target, candidate
             except CorruptImageError:
                 pass
@@ -106,8 +117,8 @@ class ResumableSampler(DistributedSampler[Any]):
 
     In training every epoch is a new permutation without its incomplete last global batch, and `deal_pairs` divides
     each global batch; a resumed epoch begins at `start_batch`. In evaluation every sample is yielded once, in order;
-    ranks with fewer samples are padded with a repeated sample of target `IGNORE_INDEX`, because collective operations
-    need equal numbers of steps.
+    ranks with fewer samples are padded with a repeated sample of target `IGNORE_INDEX` and index -1, because collective
+    operations need equal numbers of steps.
 
     It derives from `DistributedSampler` so that Lightning does not replace it.
 
@@ -119,6 +130,7 @@ class ResumableSampler(DistributedSampler[Any]):
         rank: Rank of this process.
         world_size: Number of ranks.
         accumulate: Batches per optimizer step.
+        labels: Class indices `size`; given, the classes are equally frequent in training, see `balanced_order`.
     """
 
     def __init__(
@@ -130,9 +142,10 @@ class ResumableSampler(DistributedSampler[Any]):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
+        labels: np.ndarray | None = None,
     ) -> None:
         super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=training, seed=seed)  # type: ignore[arg-type]
-        self.size, self.batch_size, self.training = size, batch_size, training
+        self.size, self.batch_size, self.training, self.labels = size, batch_size, training, labels
         self.start_batch = 0  # first batch of the next epoch; later epochs begin at 0
         self.places = deal_pairs(batch_size, rank, world_size, accumulate)
         step, per_rank = batch_size * world_size * accumulate, batch_size * accumulate
@@ -144,7 +157,8 @@ class ResumableSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[Key]:
         if self.training:
             steps, size = self.num_samples // self.places.size, self.places.size * self.num_replicas
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+            rng = np.random.default_rng((self.seed, self.epoch))
+            order = rng.permutation(self.size) if self.labels is None else balanced_order(self.labels, rng)
             indices = order[: steps * size].reshape(steps, size)[:, self.places.ravel()].ravel()
         else:
             indices = np.arange(self.rank, self.rank + self.num_samples * self.num_replicas, self.num_replicas)
@@ -152,6 +166,26 @@ class ResumableSampler(DistributedSampler[Any]):
         start, self.start_batch = self.start_batch * self.batch_size, 0
         for index in indices[start:]:
             yield self.epoch, int(index)
+
+
+def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """N samples in random order in which all classes are equally frequent, up to one.
+
+    The samples of a class are drawn without replacement until all are used, then again. Occurrence r = 0, 1, ... of
+    sample i is the number i + r N, so that its augmentation differs.
+
+    Args:
+        labels: Class indices of the N samples.
+        rng: Generator of the epoch.
+    """
+    size, classes = len(labels), rng.permutation(np.unique(labels))
+    chosen = []
+    for k, label in enumerate(classes):
+        members = np.flatnonzero(labels == label)
+        wanted = size // len(classes) + (k < size % len(classes))
+        rounds = [rng.permutation(members) + r * size for r in range(-(-wanted // len(members)))]
+        chosen.append(np.concatenate([*rounds, members[:0]])[:wanted])
+    return rng.permutation(np.concatenate(chosen))
 
 
 def deal_pairs(batch_size: int, rank: int, world_size: int, accumulate: int) -> np.ndarray:

@@ -25,7 +25,7 @@ import fsspec
 from torch.utils.data import DataLoader, IterableDataset
 
 from swin_lightning.batch import IGNORE_INDEX
-from swin_lightning.data.decoding import CorruptImageError, LazyImage
+from swin_lightning.data.decoding import MAX_PIXELS, CorruptImageError, LazyImage
 from swin_lightning.data.hub_download import first_line
 from swin_lightning.data.readers import find_columns, find_split
 from swin_lightning.data.sampling import OnBadImage, blank_image, channels_first
@@ -81,7 +81,8 @@ def open_splits(path: str, names: tuple[str, ...]) -> Any:
 
     try:
         if "://" not in path:
-            return datasets.load_dataset(path, streaming=True)
+            folder = Path(path).resolve()  # a relative folder could have the name of a builder, such as parquet
+            return datasets.load_dataset(str(folder) if folder.exists() else path, streaming=True)
         files = fsspec.filesystem(path.partition("://")[0])
         for suffix in ("parquet", "tar"):
             for name in names:
@@ -105,6 +106,7 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
         world_size: Number of ranks.
         buffer_size: Images in the shuffle buffer of a worker; the order of the shards is shuffled as well.
         on_bad_image: As in `ImageDataset`; the next image of the stream replaces a skipped one.
+        max_pixels: As in `ImageDataset`.
     """
 
     def __init__(
@@ -117,9 +119,11 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
         world_size: int = 1,
         buffer_size: int = 1000,
         on_bad_image: OnBadImage = "raise",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.reader, self.transform, self.seed, self.training = reader, transform, seed, training
         self.rank, self.world_size, self.buffer_size, self.on_bad_image = rank, world_size, buffer_size, on_bad_image
+        self.max_pixels = max_pixels
         self.epoch, self.start_sample = 0, 0  # first sample of this worker in the epoch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -177,7 +181,7 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
         index, bad_index = zlib.crc32(data), -1
         seed = (self.seed, self.epoch, index)
         try:
-            pixels = self.transform(LazyImage(data, self.reader.name(index)), seed)
+            pixels = self.transform(LazyImage(data, self.reader.name(index), self.max_pixels), seed)
         except CorruptImageError:
             if self.on_bad_image == "raise":
                 raise

@@ -6,7 +6,7 @@ Shapes: N images, K classes.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
 from swin_lightning.batch import IGNORE_INDEX
-from swin_lightning.config import instantiate, load_file
+from swin_lightning.checkpoint_classes import Allowed
+from swin_lightning.class_counts import ClassCounts
+from swin_lightning.config import instantiate, load_run_config
 from swin_lightning.data import ImageDataModule
 from swin_lightning.data.sampling import ImageDataset
 from swin_lightning.errors import UserError
+from swin_lightning.models.state_check import check_state, limit_to_state
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.runs import RunFolder
 
@@ -61,6 +64,12 @@ class Evaluation:
         rows = [(names[i], names[j], int(matrix[i, j])) for i, j in matrix.nonzero().tolist()]
         pairs = pd.DataFrame(rows, columns=["label", "prediction", "images"])
         return pairs.sort_values("images", ascending=False, kind="stable", ignore_index=True)
+
+    def class_counts(self) -> Tensor:
+        """Images, predictions and correct ones of each class, `3, K`."""
+        counts = ClassCounts(len(self.class_names))
+        counts.update(self.predictions, self.labels)
+        return counts.compute()
 
     def errors(self) -> Tensor:
         """Positions (in this evaluation) of the wrong predictions, most confident first."""
@@ -129,7 +138,7 @@ def evaluate(model: nn.Module, data: ImageDataModule, split: str = "test", limit
             labels.append(targets)
     known = torch.cat(labels) != IGNORE_INDEX if labels else torch.zeros(0)
     if not known.any():
-        raise UserError(f"split {split!r} has no labelled image")
+        raise UserError(f"split {split!r} has no labelled image; use another one, --split val")
     return Evaluation(
         torch.cat(probabilities)[known], torch.cat(labels)[known], list(data.class_names), torch.tensor(indices)[known]
     )
@@ -147,11 +156,12 @@ def to_numpy(images: Tensor) -> list[np.ndarray]:
     return list(images.permute(0, 2, 3, 1).numpy())
 
 
-def load_run(path: str | Path) -> tuple[LightningModule, ImageDataModule]:
+def load_run(path: str | Path, allow: Allowed = ()) -> tuple[LightningModule, ImageDataModule]:
     """Model and data module of a run: its configuration, and the weights of its best checkpoint (else the last).
 
     Args:
         path: The run folder.
+        allow: Classes that the run may name besides those of `swin_lightning`, see `checkpoint_classes`.
 
     Returns:
         The model on the CPU in evaluation mode, and the data module.
@@ -161,13 +171,12 @@ def load_run(path: str | Path) -> tuple[LightningModule, ImageDataModule]:
     """
     run = RunFolder.open(path)
     checkpoint = run.checkpoint()
-    config = load_file(run.config)
-    if config.get("model.init_args.weights") is not None:
-        config.model.init_args.weights = None  # the checkpoint replaces them
-    data, model = instantiate(config)
+    state, where = read_checkpoint(checkpoint).get("state_dict"), f"checkpoint {str(checkpoint)!r}"
+    with limit_to_state(state, where):
+        data, model = instantiate(load_run_config(run, allow))
     if not isinstance(data, ImageDataModule):
         raise UserError(f"run {str(path)!r}: {type(data).__name__} is not a subclass of ImageDataModule")
-    model.load_state_dict(cast(dict[str, Tensor], read_checkpoint(checkpoint)["state_dict"]))
+    model.load_state_dict(check_state(state, model, where))
     return model.eval(), data
 
 

@@ -8,8 +8,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from swin_lightning.checkpoint_classes import Allowed
+from swin_lightning.class_counts import class_rows, mean_scores
 from swin_lightning.data import ImageDataModule
-from swin_lightning.errors import CommandParser, UserError
+from swin_lightning.errors import CommandParser, UserError, add_allow_option
 from swin_lightning.explore.attention_maps import BlockAttention, record_attention, swin_blocks
 from swin_lightning.explore.evaluation import Evaluation, evaluate, load_run, load_samples, to_numpy
 from swin_lightning.explore.model_figures import (
@@ -88,25 +90,29 @@ def report(args: list[str]) -> None:
     parser.add_argument(
         "--images", type=int, default=2000, metavar="N", help="maximum number of images to evaluate (default: 2000)"
     )
+    add_allow_option(parser)
     options = parser.parse_args(args)
     if options.images < 1:
         raise UserError(f"--images {options.images} must be at least 1")
-    path = write_report(compute_report(options.run, options.split, options.images), options.output)
+    path = write_report(
+        compute_report(options.run, options.split, options.images, options.allow_classes), options.output
+    )
     print(f"report: {path}")
 
 
-def compute_report(path: str | Path, split: str = "test", images: int = 2000) -> RunReport:
+def compute_report(path: str | Path, split: str = "test", images: int = 2000, allow: Allowed = ()) -> RunReport:
     """Evaluate the best checkpoint of a run and compute what the page shows.
 
     Args:
         path: The run folder.
         split: Split to evaluate, `test` or `val`.
         images: Maximum number of images to evaluate.
+        allow: Classes that the run may name besides those of `swin_lightning`, see `checkpoint_classes`.
 
     Raises:
         UserError: If the folder is not a run folder, has no checkpoint, or its model cannot be evaluated.
     """
-    model, data = load_run(path)
+    model, data = load_run(path, allow)
     evaluation = evaluate(model, data, split, images)
     errors = evaluation.errors()[:16]
     error_images = to_numpy(load_samples(data, split, evaluation.indices[errors])[0]) if len(errors) else []
@@ -155,11 +161,13 @@ def write_report(report: RunReport, output: str | Path | None = None) -> Path:
 
 
 def _summary(report: RunReport) -> str:
-    best = report.log.best("val/acc")
+    best, means = report.log.best("val/acc"), mean_scores(report.evaluation.class_counts())
     values = {
         "split": report.split,
         "images": len(report.evaluation.labels),
         "top-1 (%)": 100 * report.evaluation.accuracy,
+        "balanced accuracy (%)": 100 * float(means["acc_balanced"]),
+        "macro F1 (%)": 100 * float(means["f1_macro"]),
         "calibration error (%)": 100 * report.evaluation.calibration_error(),
         "best val/acc (%)": None if best is None else 100 * best,
         "training (s)": report.log.training_seconds(),
@@ -190,7 +198,10 @@ def _predictions(report: RunReport) -> list[str]:
     calibration = picture(
         calibration_figure(evaluation), "Reliability diagram. Above the diagonal the model is underconfident."
     )
+    rows = sorted(class_rows(evaluation.class_counts(), evaluation.class_names), key=lambda row: row["f1"])
+    shown = f" (the {MAX_CLASSES} with the lowest F1)" if len(rows) > MAX_CLASSES else ""
     return [
+        section(f"Classes{shown}", table(list(rows[0]), [list(row.values()) for row in rows[:MAX_CLASSES]])),
         section("Confusion matrix", *confusion),
         section("Most confident errors", errors),
         section("Calibration", calibration),

@@ -40,7 +40,8 @@ def curves_figure(
             if metric in log.metrics:
                 rows = log.metrics.dropna(subset=[metric])
                 ax.plot(rows["step"] + 1, scale * rows[metric], marker=".", markersize=4, color=color)
-        ax.set(xlabel="optimizer steps", ylabel=LABELS.get(metric, metric))
+        ax.set(xlabel="optimizer steps")
+        ax.set_ylabel(LABELS.get(metric, metric), parse_math=False)
         ax.grid(alpha=0.3)
         if metric.endswith("loss"):
             ax.set_ylim(bottom=0)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from swin_lightning.config import flatten
-from swin_lightning.errors import UserError
+from swin_lightning.errors import UserError, summarize
 from swin_lightning.runs import find_runs
 from swin_lightning.wandb_runs import WandbRecord, read_offline_run, read_project
 
@@ -75,7 +75,10 @@ def read_runs(*folders: str | Path) -> list[RunLog]:
     for root in map(Path, folders):
         for run in find_runs(root):
             config = run.read_config()
-            metrics = _tidy(pd.read_csv(run.metrics))
+            try:
+                metrics = _tidy(pd.read_csv(run.metrics))
+            except (ValueError, KeyError, TypeError) as error:  # of pandas, for files that are no table
+                raise UserError(f"{run.metrics} is not a file of metrics ({summarize(error)[:200]})") from error
             logs[run.path] = RunLog(run.name, flatten(config) if config else {}, metrics)
         for file in sorted(root.rglob("offline-run-*/run-*.wandb")):  # <run>/wandb/offline-run-*/run-*.wandb
             folder = file.parents[2]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swin_lightning.models.fused_attention import fused_attention_serves
 from swin_lightning.models.precision import disable_autocast, is_tracing, to_float32
 from swin_lightning.models.windows import Size, gather_position_bias, repeat_for_batch, to_pair
 
@@ -40,6 +41,7 @@ class WindowAttention(nn.Module):
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
         self.attn_drop = attn_drop
+        self.allow_fused = True  # see fused_attention.py
         self.make_position_bias()
         self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
@@ -68,20 +70,52 @@ class WindowAttention(nn.Module):
         bias = self.relative_position_bias(window).unsqueeze(0)
         return bias if mask is None else bias.masked_fill(~mask.unsqueeze(1), float("-inf"))
 
-    def forward(self, x: Tensor, window: tuple[int, int], mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        window: tuple[int, int],
+        mask: Tensor | None = None,
+        shift: tuple[int, int] | None = None,
+    ) -> Tensor:
         """Self-attention within each window.
 
         Args:
-            x: Windows, `B*nW, N, C`.
+            x: Windows, `B*nW, N, C`; with `shift` the feature map before padding and shift, `B, H, W, C`.
             window: Height and width of the windows, `h * w == N`.
             mask: True where attention is allowed, `nW, N, N` bool (`windows.shifted_window_mask`); None for everywhere.
+            shift: Attend within the shifted windows of a map, for which `serves_map` must be true.
 
         Returns:
-            `B*nW, N, C`.
+            `B*nW, N, C`, or `B, H, W, C`.
         """
+        if shift is not None:
+            return self._attend_in_map(x, window, shift)
         q, k, v = self.project_qkv(x)
-        attn_bias = repeat_for_batch(self.attention_bias(window, mask), x.shape[0])  # 1 or B*nW, nH, N, N
+        attn_bias = self.attention_bias(window, mask).to(q.dtype)  # in float32 the repeated bias is twice as large
+        attn_bias = repeat_for_batch(attn_bias, x.shape[0])  # 1 or B*nW, nH, N, N
         return self._merge_heads(self.scaled_dot_product_attention(q, k, v, attn_bias))
+
+    def serves_map(self, x: Tensor, window: tuple[int, int]) -> bool:
+        """Whether `forward` takes the feature map `x` with a shift: where the fused operator is at hand, and fits."""
+        if not self.allow_fused or (self.training and self.attn_drop):
+            return False
+        return fused_attention_serves(x, window, x.shape[-1] // self.num_heads, self.head_scale() is not None)
+
+    def packed_qkv(self, x: Tensor) -> Tensor:
+        """Query, key and value of every token as the linear layer leaves them, `..., 3, nH, D`."""
+        return self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # type: ignore[no-any-return]
+
+    def head_scale(self) -> Tensor | None:
+        """Scale of the cosine similarity per head, `nH`; None for the scaled dot product."""
+        return None
+
+    def _attend_in_map(self, x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+        from swin_lightning.models.window_attention_triton import window_attention  # needs triton
+
+        bias = self.relative_position_bias(window)
+        x = window_attention(self.packed_qkv(x), bias, window, shift, self.scale, self.head_scale())  # B, H, W, nH, D
+        out: Tensor = self.proj_drop(self.proj(x.flatten(3)))
+        return out
 
     def attention_weights(self, x: Tensor, window: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """The attention weights of `forward`, `B*nW, nH, N, N`, computed explicitly for visualisation and tests."""
@@ -97,7 +131,7 @@ class WindowAttention(nn.Module):
 
     def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of every head, each `B*nW, nH, N, D`."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # 3, B*nW, nH, N, D
+        q, k, v = self.packed_qkv(x).permute(2, 0, 3, 1, 4)  # 3, B*nW, nH, N, D
         return q, k, v
 
     def scaled_dot_product_attention(self, q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor) -> Tensor:
@@ -105,9 +139,9 @@ class WindowAttention(nn.Module):
         dropout = self.attn_drop if self.training else 0.0
         # SDPA on CPU has no fused kernel with a bias gradient; a trace is for inference
         if attn_bias.requires_grad and q.device.type == "cpu" and not is_tracing():
-            weights = torch.add(attn_bias.to(q.dtype), q @ k.transpose(-2, -1), alpha=self.scale).softmax(dim=-1)
-            return F.dropout(weights, dropout) @ v
-        attn_bias = attn_bias.to(q.dtype)
+            weights = torch.add(attn_bias, q @ k.transpose(-2, -1), alpha=self.scale).softmax(dim=-1)
+            return F.dropout(weights, dropout).to(v.dtype) @ v
+        v = v.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_bias, dropout_p=dropout, scale=self.scale)
 
     def _merge_heads(self, x: Tensor) -> Tensor:

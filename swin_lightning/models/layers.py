@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from swin_lightning.errors import UserError
 from swin_lightning.models.windows import Size, to_pair
 
 
@@ -24,6 +25,9 @@ class PatchEmbed(nn.Module):
         in_chans: Number of image channels.
         embed_dim: Number of output channels.
         patch_norm: Apply a LayerNorm to the tokens.
+
+    Raises:
+        UserError: In `forward`, if the images are not a batch of the right number of channels and type.
     """
 
     def __init__(self, patch_size: Size = 4, in_chans: int = 3, embed_dim: int = 96, patch_norm: bool = True) -> None:
@@ -33,11 +37,42 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(embed_dim) if patch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:  # B, in_chans, height, width -> B, H, W, C
+        check_images(x, self.proj)
         (height, width), (p_h, p_w) = x.shape[-2:], self.patch_size
         x = F.pad(x, (0, -width % p_w, 0, -height % p_h))
         x = self.proj(x).permute(0, 2, 3, 1)  # B, H, W, C
         x = self.norm(x)
         return x
+
+
+def check_images(images: Tensor, proj: nn.Module) -> None:
+    """Refuse what is not a batch of images for a convolution, in place of its message about a later operation.
+
+    Raises:
+        UserError: With what was expected.
+    """
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # it warns of comparisons of sizes
+        return
+    in_chans, weight = getattr(proj, "in_channels", None), getattr(proj, "weight", None)
+    expected = f"expected normalised images B, {in_chans or 'C'}, height, width"
+    if not isinstance(images, Tensor):
+        raise UserError(f"{expected} as a tensor, got a {type(images).__name__}")
+    shape = images.shape
+    if len(shape) != 4 or (in_chans is not None and shape[1] != in_chans):
+        hint = "; permute images B, height, width, C" if len(shape) == 4 and shape[3] == in_chans else ""
+        raise UserError(f"{expected}, got shape {tuple(shape)}{hint}")
+    if any(size == 0 for size in shape):
+        raise UserError(f"{expected} without an empty dimension, got shape {tuple(shape)}")
+    if not images.is_floating_point() or images.layout != torch.strided:
+        raise UserError(
+            f"{expected} as a dense tensor of floating-point numbers, got {images.dtype}, {images.layout}; "
+            "a data module normalises uint8 pixels by normalize()"
+        )
+    # sharded and quantized weights, which are of other types, are converted before they are used
+    differs = type(weight) is nn.Parameter and images.dtype != weight.dtype
+    if differs and (images.dtype == torch.float64 or not torch.is_autocast_enabled(images.device.type)):
+        assert weight is not None
+        raise UserError(f"{expected} of {weight.dtype} as the model, got {images.dtype}")
 
 
 class PatchMerging(nn.Module):
@@ -114,13 +149,15 @@ class DropPath(nn.Module):
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
         self.p = p
+        self.dense: bool | None = None  # compute dropped samples and mask them; None: on GPUs, where gathers cost more
 
     def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """`x + branch(x)`, for `x` of shape `B, ...` and a branch that treats samples independently."""
         if not self.training or self.p == 0.0:
             return x + branch(x)
         scale = 1 / (1 - self.p) if self.p < 1 else 1.0
-        if torch.compiler.is_compiling():  # static shapes: compute all samples and mask
+        dense = x.device.type != "cpu" if self.dense is None else self.dense
+        if dense or torch.compiler.is_compiling():  # static shapes: compute all samples and mask
             keep = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.p)
             return x + branch(x) * (keep * scale)
         # The number of kept samples is drawn on the CPU, which avoids a GPU sync; the samples are chosen on the device.

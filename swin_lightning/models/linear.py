@@ -9,7 +9,6 @@ The layers stay plain `nn.Linear` modules: `use_onednn` replaces the `forward` o
 """
 
 import functools
-from pathlib import Path
 from types import MethodType
 
 import torch
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_lightning.models.precision import is_tracing
+from swin_lightning.models.processor import is_amd_with_avx512
 
 
 def use_onednn(model: nn.Module, enable: bool = True) -> None:
@@ -63,14 +63,6 @@ def _use_convolution(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or is_tracing():
         return False
     return is_amd_with_avx512() and not torch.is_autocast_enabled("cpu")
-
-
-@functools.cache
-def is_amd_with_avx512() -> bool:
-    """Whether this machine has an AMD CPU with AVX-512 (Linux only)."""
-    cpuinfo = Path("/proc/cpuinfo")
-    amd = cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text()
-    return amd and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @functools.lru_cache

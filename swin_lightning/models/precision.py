@@ -19,6 +19,14 @@ def disable_autocast(x: Tensor) -> AbstractContextManager[None]:
     return torch.autocast(device_type, enabled=False)
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype of autocast on the device of `x`; None if it is not enabled there."""
+    device_type = x.device.type
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
 def is_tracing() -> bool:
     """Whether `torch.jit.trace` records the operations."""
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]

@@ -19,7 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from swin_lightning.errors import UserError
 from swin_lightning.models.attention import WindowAttention
+from swin_lightning.models.constants import constant
 from swin_lightning.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, init_weights
+from swin_lightning.models.precision import autocast_dtype
 from swin_lightning.models.windows import (
     Size,
     fit_window,
@@ -102,6 +104,8 @@ class SwinTransformerBlock(nn.Module):
         """Pad, shift, attend within windows, and revert shift and padding: `B, H, W, C` -> `B, H, W, C`."""
         H, W = x.shape[1:3]
         window, (sy, sx) = fit_window((H, W), self.window_size, self.shift_size)
+        if self.attn.serves_map(x, window):
+            return self.attn(x, window, shift=(sy, sx))  # type: ignore[no-any-return]
         padded = padded_size((H, W), window)
         if padded != (H, W):
             x = F.pad(x, (0, 0, 0, padded[1] - W, 0, padded[0] - H))
@@ -165,7 +169,7 @@ class BasicLayer(nn.Module):
         masks = {}  # shared by the blocks of the stage: one without and one with shift
         blocks = cast(Iterable[SwinTransformerBlock], self.blocks)
         for shift in sorted({block.shift_size for block in blocks}):
-            masks[shift] = shifted_window_mask(size, *fit_window(size, self.window_size, shift), device=x.device)
+            masks[shift] = constant(shifted_window_mask, size, *fit_window(size, self.window_size, shift), like=x)
         for block in blocks:
             mask = masks[block.shift_size]
             if self.use_checkpoint and self.training:
@@ -197,6 +201,8 @@ class SwinTransformer(nn.Module):
         patch_norm: Apply a LayerNorm after the patch embedding.
         use_checkpoint: Gradient checkpointing: recompute the blocks in the backward pass to save memory.
         init_std: Standard deviation of initial linear weights; about `embed_dim ** -0.5` is better for narrow networks.
+        half_residual: Under autocast keep the residual of the first stage in half precision, as that of the others is,
+            and not in float32, to which a GPU's LayerNorm promotes it.
 
     Raises:
         UserError: If an argument is out of range, depths and num_heads differ in length, or num_heads does not divide
@@ -224,6 +230,7 @@ class SwinTransformer(nn.Module):
         patch_norm: bool = True,
         use_checkpoint: bool = False,
         init_std: InitStd = 0.02,
+        half_residual: bool = False,
     ) -> None:
         check_arguments(SwinTransformer.__init__, locals(), "model.backbone.")
         super().__init__()
@@ -244,8 +251,8 @@ class SwinTransformer(nn.Module):
                 )
         self.num_features = dims[-1]
         self.img_size, self.patch_size = to_pair(img_size, "img_size"), to_pair(patch_size, "patch_size")
-        self.num_classes, self.init_std, self.in_chans = num_classes, init_std, in_chans
-        self.window_size = to_pair(window_size, "window_size")
+        self.num_classes, self.init_std, self.half_residual = num_classes, init_std, half_residual
+        self.in_chans, self.window_size = in_chans, to_pair(window_size, "window_size")
         check_memory(sum(depth * (4 + 2 * mlp_ratio) * dim**2 for depth, dim in zip(depths, dims, strict=True)))
 
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, patch_norm)
@@ -306,7 +313,7 @@ class SwinTransformer(nn.Module):
         """
         depths = [len(cast(BasicLayer, layer).blocks) for layer in self.layers]
         part = name.split(".")
-        if part[0] == "patch_embed":
+        if part[0] in ("patch_embed", "mask_token"):
             return 0
         if part[0] == "layers":
             block = int(part[3]) if part[2] == "blocks" else depths[int(part[1])] - 1
@@ -320,10 +327,15 @@ class SwinTransformer(nn.Module):
             images: Normalised images, `B, in_chans, height, width`.
             num_stages: Number of stages to compute; all by default.
         """
-        x = self.patch_embed(images)  # B, H, W, C
+        return self.forward_stages(self.patch_embed(images), num_stages)
+
+    def forward_stages(self, x: Tensor, num_stages: int | None = None) -> list[Tensor]:
+        """As `forward_intermediates`, from patch embeddings `B, H, W, C`, which masked image modelling replaces."""
         if self.absolute_pos_embed is not None:
             x = x + self.absolute_pos_embed.view(1, *x.shape[1:])
         x = self.pos_drop(x)
+        if self.half_residual:
+            x = x.to(autocast_dtype(x))
         layers = self.layers[:num_stages]
         intermediates = []
         for stage, layer in enumerate(layers):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from swin_lightning.errors import UserError
 from swin_lightning.models.attention import WindowAttention
+from swin_lightning.models.constants import constant
 from swin_lightning.models.layers import PatchMerging
 from swin_lightning.models.precision import disable_autocast, to_float32
 from swin_lightning.models.swin import (
@@ -66,7 +67,8 @@ class WindowAttentionV2(WindowAttention):
 
     Cosine similarities do not grow with the width of the network. The position bias is predicted from the offset by a
     small MLP, and so is defined for any window size. Both, and the softmax, are computed in float32 under autocast:
-    bfloat16 has two significant digits, too few for a cosine multiplied by up to 100.
+    bfloat16 has two significant digits, too few for a cosine multiplied by up to 100. The values keep their precision
+    where the attention weights are computed explicitly; scaled_dot_product_attention takes a single dtype.
 
     The arguments are those of `swin.WindowAttention`, except that `qkv_bias` adds no bias to the keys.
     """
@@ -104,20 +106,27 @@ class WindowAttentionV2(WindowAttention):
         A clamped window uses the centre of the table as in V1, that is, the coordinates of the full window.
         """
         # computed and not a buffer, which would be uninitialised after `to_empty` and keep its own dtype
-        coords = log_spaced_coords(self.window_size, self.trained_window, self.logit_scale.device)
+        coords = constant(log_spaced_coords, self.window_size, self.trained_window, like=self.logit_scale.data)
         with disable_autocast(self.logit_scale):
             return MAX_BIAS * to_float32(self.cpb_mlp(coords.to(self.logit_scale.dtype))).sigmoid()
 
     def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised query times scale, normalised key, and value; `B*nW, nH, N, D` in at least float32."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # B*nW, N, 3, nH, D
-        q, k, v = map(to_float32, qkv.permute(2, 0, 3, 1, 4))  # B*nW, nH, N, D
-        if self.q_bias is not None and self.v_bias is not None:  # keys have no bias
-            q = q + to_float32(self.q_bias).view(self.num_heads, 1, -1)
-            v = v + to_float32(self.v_bias).view(self.num_heads, 1, -1)
-        scale = to_float32(self.logit_scale).clamp(max=math.log(MAX_SCALE)).exp()  # nH, 1, 1
-        q = q * (scale / q.norm(dim=-1, keepdim=True).clamp(min=EPS))
+        """Normalised query times scale and normalised key in at least float32, and value; `B*nW, nH, N, D`."""
+        q, k, v = self.packed_qkv(x).permute(2, 0, 3, 1, 4)  # B*nW, nH, N, D
+        q, k = to_float32(q), to_float32(k)
+        q = q * (self.head_scale().view(-1, 1, 1) / q.norm(dim=-1, keepdim=True).clamp(min=EPS))
         return q, F.normalize(k, dim=-1), v
+
+    def packed_qkv(self, x: Tensor) -> Tensor:
+        qkv = super().packed_qkv(x)  # B*nW, N, 3, nH, D
+        if self.q_bias is None or self.v_bias is None:
+            return qkv
+        bias = torch.stack([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])  # keys have none
+        return qkv + bias.view(3, self.num_heads, -1).to(qkv.dtype)
+
+    def head_scale(self) -> Tensor:
+        """Scale of the cosine similarity per head, `nH`, in at least float32."""
+        return to_float32(self.logit_scale).clamp(max=math.log(MAX_SCALE)).exp().flatten()
 
     def scaled_dot_product_attention(self, q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor) -> Tensor:
         with disable_autocast(q):

@@ -4,6 +4,7 @@
 else; modules become plain attribute holders.
 """
 
+import io
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from swin_lightning.checkpoint_files import read_pickle
 
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -51,8 +54,8 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     """
     with zipfile.ZipFile(path) as archive:
         pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-        with archive.open(pickled) as file:
-            module = _Unpickler(file, archive, pickled.removesuffix("data.pkl")).load()
+        file = io.BytesIO(read_pickle(archive, pickled))
+        module = _Unpickler(file, archive, pickled.removesuffix("data.pkl")).load()
     return dict(_tensors(module, ""))
 
 

@@ -36,13 +36,21 @@ def suggest_model(own: Collection[str], found: Collection[str]) -> str:
     return ""
 
 
-def invalid_values(value: Tensor, own: Tensor) -> str | None:
-    """Why a tensor cannot be a parameter, or None: parameters are dense, finite floating-point numbers."""
+def invalid_values(value: Tensor, own: Tensor, finite: bool = True) -> str | None:
+    """Why a tensor of a file cannot be loaded, or None: parameters are dense, finite floating-point numbers.
+
+    Args:
+        value: The tensor.
+        own: The parameter or buffer that it is for.
+        finite: Whether it has to be finite; the masks among buffers are not.
+    """
     if value.layout != torch.strided or value.is_meta:
         return f"is {'a meta' if value.is_meta else 'a sparse'} tensor; save the parameters as dense tensors"
-    if value.is_quantized or (own.is_floating_point() and not value.is_floating_point()):
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return "repeats the same elements in memory; save the parameters as dense tensors"
+    if value.is_quantized or (own.is_floating_point() != value.is_floating_point()) or value.is_complex():
         return f"has dtype {str(value.dtype).removeprefix('torch.')}; save the parameters as floating-point numbers"
-    if value.is_floating_point() and not value.isfinite().all():
+    if finite and value.is_floating_point() and not value.isfinite().all():
         return "contains NaN or infinite values; use a checkpoint from before the training diverged"
     return None
 

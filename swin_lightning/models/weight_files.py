@@ -26,14 +26,18 @@ from swin_lightning.models.weight_download import local_file
 from swin_lightning.models.weight_formats import (
     OWN_PREFIXES,
     PRETRAINING_KEYS,
+    PRETRAINING_PREFIXES,
     SIMMIM,
     SWIN_LIGHTNING,
     Format,
     StateDict,
+    map_names,
 )
 from swin_lightning.models.weight_search import Candidate, find_head, find_state_dict
 
 log = logging.getLogger(__name__)
+
+MAX_NESTING, SMALL = 100, 2**26  # of containers; bytes of a tensor whose elements may be views of the same
 
 # keys of the state dict in a checkpoint, for the command that extracts it
 WRAPPERS = ("state_dict_ema", "model_ema", "model", "state_dict")
@@ -75,7 +79,7 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return dict(load_file(path))
+            return dict(load_file(path))  # compares all sizes with that of the file
         verify(path)
         if is_torchscript(path):
             return dict(read_torchscript(path))
@@ -93,7 +97,30 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
         raise UserError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {str(path)!r} contains a {type(content).__name__} instead of a dict of parameters")
+    _check_contents(content, path)
     return content
+
+
+def _check_contents(content: object, path: Path) -> None:
+    """Refuse tensors that state more elements than the file holds, and nesting that nothing can follow.
+
+    Raises:
+        UserError: If there are any.
+    """
+    level, seen = [content], {id(content)}  # shared parts once: references can describe 2**30 of them
+    for _ in range(MAX_NESTING):
+        inner: list[object] = []
+        for part in level:
+            if isinstance(part, Tensor):
+                held = part.layout != torch.strided or part.is_meta or part.is_quantized
+                if not held and part.numel() * part.element_size() > part.untyped_storage().nbytes() + SMALL:
+                    raise UserError(f"checkpoint {str(path)!r} has a tensor of {part.numel()} repeated elements")
+            elif isinstance(part, Mapping | list | tuple):
+                parts = part.values() if isinstance(part, Mapping) else part
+                inner += [value for value in parts if id(value) not in seen and not seen.add(id(value))]  # type: ignore[func-returns-value]
+        level = inner
+    if level:
+        raise UserError(f"checkpoint {str(path)!r} is nested more than {MAX_NESTING} times")
 
 
 def shard_names(index: Path) -> list[str]:
@@ -209,7 +236,8 @@ CONFIG_CLASSES = (
 
 def _other_parts(best: Candidate, own: StateDict, from_lightning: bool) -> set[str]:
     """Entries of a state dict that are known not to belong to backbone and head."""
-    keys = best.entries.keys()
+    pretraining = map_names(best.source, [name for name in own if name.startswith(PRETRAINING_PREFIXES)])
+    keys = best.entries.keys() - {parts[0].key for parts in pretraining.values()}
     if from_lightning and best.source.name == SWIN_LIGHTNING.name:
         return keys - {key for key in keys if key.startswith(OWN_PREFIXES)}
     if best.source.name == SIMMIM.name:  # and MoBY: projectors, queues, the second encoder

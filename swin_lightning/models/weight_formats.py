@@ -16,6 +16,7 @@ StateDict = dict[str, Tensor]
 # recomputed by the model instead of loaded; `n_averaged` counts the updates of a torch AveragedModel
 BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask", "n_averaged")
 OWN_PREFIXES = ("backbone.", "head.")
+PRETRAINING_PREFIXES = ("mask_token", "decoder.")  # of `tasks.SimMIM`
 PRETRAINING_KEYS = r"(?:^|\.)mask_token$|^decoder\."  # of masked image modelling, not part of the backbone
 
 
@@ -59,7 +60,7 @@ class Format:
         """Where this format stores the parameter with an official name, as consecutive chunks of its rows."""
         match = re.match(r"layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.", name)
         if match is None:
-            prefix = "" if name.startswith("head.") else self.prefix
+            prefix = "" if name.startswith(("head.", "decoder.")) else self.prefix
             return [KeyMapping(prefix + part.format(last=last_stage)) for part in self._rename(name)]
         stage, block, inner = int(match[1]), match[2], name[match.end() :]
         template = "layers.{s}.downsample" if block is None else "layers.{s}.blocks.{b}"
@@ -88,7 +89,13 @@ SWIN_LIGHTNING = Format("swin_lightning", signature_key=r"^backbone\.", prefix="
 
 OFFICIAL = Format("official", signature_key=r"^layers\.0\.downsample\.", wrapper="model")  # timm before 0.8 as well
 
-SIMMIM = replace(OFFICIAL, name="SimMIM", signature_key=r"^encoder\.(patch_embed|layers)\.", prefix="encoder.")
+SIMMIM = replace(
+    OFFICIAL,
+    name="SimMIM",
+    signature_key=r"^encoder\.(patch_embed|layers)\.",
+    prefix="encoder.",
+    names={"decoder": "decoder.0"},
+)
 
 TIMM = Format(
     "timm",

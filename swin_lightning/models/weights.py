@@ -56,10 +56,11 @@ def load_weights(
     Raises:
         UserError: If the file cannot be read, or keys or shapes do not match the model; nothing is loaded then.
     """
-    own = _own_parameters(model)
+    own = _own_parameters(model) | _pretraining_parameters(model)
     file = read_parameters(path, own)
     entries, source = file.state, file.source
     mappings, head = _match_head(formats.map_names(source, own), own, entries, head_rows)
+    mappings, initialised = _match_pretraining(mappings, entries)
     if not any(_official(name).startswith("head.") for name in own):
         _drop_head(entries, source, path)
 
@@ -89,8 +90,8 @@ def load_weights(
     model.load_state_dict(state, strict=False)  # keys were compared above; the model may have further parts
     summary = "; ".join([f"{len(state)} parameters", *sorted(resized)])
     log.info("weights %s: %s format%s, %s", path, source.name, file.remark, summary)
-    if head:
-        log.warning("weights %s: %s", path, head)
+    for message in filter(None, (head, initialised)):
+        log.warning("weights %s: %s", path, message)
     if isinstance(backbone := _backbone_of(model), SwinTransformerV2):
         trained = trained_windows(file, len(backbone.layers))
         layers = cast(list[BasicLayer], backbone.layers)
@@ -169,6 +170,13 @@ def _own_parameters(model: nn.Module) -> StateDict:
     return {name: value for name, value in state.items() if name.startswith(formats.OWN_PREFIXES)}
 
 
+def _pretraining_parameters(model: nn.Module) -> StateDict:
+    """Mask token and decoder of masked image modelling, of a task that has both."""
+    state = model.state_dict()
+    names = [name for name in state if name.startswith(formats.PRETRAINING_PREFIXES)]
+    return {name: state[name] for name in names} if "mask_token" in names and len(names) > 1 else {}
+
+
 def _official(name: str) -> str:
     return name.removeprefix("backbone.")
 
@@ -203,6 +211,15 @@ def _match_head(mappings: Mappings, own: StateDict, entries: StateDict, rows: He
     for key in keys:
         entries.pop(key, None)
     return {name: parts for name, parts in mappings.items() if name not in names}, message
+
+
+def _match_pretraining(mappings: Mappings, entries: StateDict) -> tuple[Mappings, str]:
+    """Keep the initial mask token and decoder if the file has none, as that of a classifier."""
+    names = [name for name in mappings if name.startswith(formats.PRETRAINING_PREFIXES)]
+    if not names or any(mappings[name][0].key in entries for name in names):
+        return mappings, ""
+    kept = {name: parts for name, parts in mappings.items() if name not in names}
+    return kept, "no mask token and decoder in checkpoint; initialised new ones"
 
 
 def _drop_head(entries: StateDict, source: Format, path: str | Path) -> None:

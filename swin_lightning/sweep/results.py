@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from swin_lightning import html_page
+from swin_lightning.csv_cells import escape_cell
 from swin_lightning.errors import UserError
 from swin_lightning.sweep import sweep_figures
 from swin_lightning.sweep.progress_table import best_trial, format_value
@@ -77,7 +78,7 @@ def write_summary(sweep: Sweep, folder: Path) -> Path | None:
     """
     trials = TrialLog(folder).read()
     frame = load_sweep(folder)
-    frame.to_csv(folder / "trials.csv", index=False)
+    frame.rename(columns=escape_cell).map(escape_cell).to_csv(folder / "trials.csv", index=False)
     best = best_trial(trials, sweep.metric, sweep.goal)
     if best is None:
         return None

@@ -39,10 +39,10 @@ def parallel_coordinates(frame: "DataFrame") -> "Figure":
         axes.axvline(x, color="black", linewidth=0.8)
         for y, text in ticks:
             axes.annotate(
-                text, (x, y), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center",
+                text, (x, y), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center", parse_math=False,
                 bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
             )  # fmt: skip
-    axes.set_xticks(range(len(names)), [_short(name) for name in names])
+    axes.set_xticks(range(len(names)), [_short(name) for name in names], parse_math=False)
     axes.set(yticks=[], ylim=(-0.05, 1.05), xlim=(-0.1, len(names) - 0.6))
     for side in axes.spines.values():
         side.set_visible(False)
@@ -63,7 +63,8 @@ def metric_over_trials(frame: "DataFrame") -> "Figure":
         chosen = frame["state"] == state
         if chosen.any():
             axes.plot(frame["number"][chosen], values[chosen], marker, color="#c1272d", label=state)
-    axes.set(xlabel="trial", ylabel=metric)
+    axes.set(xlabel="trial")
+    axes.set_ylabel(metric, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
@@ -85,7 +86,7 @@ def importance(frame: "DataFrame") -> "Figure":
     for y, value, correlation in zip(positions, importances, correlations, strict=True):
         text = "" if np.isnan(correlation) else f"  rank correlation {correlation:+.2f}"
         axes.text(max(value, 0), y, text, va="center", fontsize=8)
-    axes.set_yticks(positions, names)
+    axes.set_yticks(positions, names, parse_math=False)
     axes.set(xlabel="permutation importance", xlim=(min([*importances, 0.0]), 1.5 * max([*importances, 1e-9])))
     return figure
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from swin_lightning.errors import UserError, shorten, summarize
+from swin_lightning.experiment_files import find_experiment
 from swin_lightning.yaml_files import read_yaml
 
 KEYS = (
@@ -96,12 +97,11 @@ def find_sweep(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    from swin_lightning.config import find_experiment
-
     try:
         return find_experiment(name if len(path.parts) > 1 else f"sweeps/{name}")
     except UserError:
-        raise UserError(f"{name}: no such sweep file; the sweeps of this project are in experiments/sweeps") from None
+        hint = "`swin-lightning experiments` lists those of this project"
+        raise UserError(f"{name}: no such sweep file; {hint}") from None
 
 
 def read_sweep(path: str | Path) -> Sweep:

@@ -47,7 +47,7 @@ class TrialLog:
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
             try:
                 trial = Trial(**json.loads(line))
-            except (json.JSONDecodeError, TypeError):
+            except (json.JSONDecodeError, TypeError, RecursionError):
                 continue
             trials[trial.number] = trial
         return [trials[number] for number in sorted(trials)]

@@ -2,5 +2,6 @@
 
 from swin_lightning.tasks.base import Task
 from swin_lightning.tasks.classification import SwinClassifier
+from swin_lightning.tasks.simmim import SimMIM
 
-__all__ = ["SwinClassifier", "Task"]
+__all__ = ["SimMIM", "SwinClassifier", "Task"]

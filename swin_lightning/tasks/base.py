@@ -2,10 +2,12 @@
 
 import inspect
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal, Self, cast
 
 import torch
 from jsonargparse.typing import register_type
@@ -16,15 +18,17 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from swin_lightning.checkpoint_classes import Allowed
 from swin_lightning.errors import UserError, summarize
 from swin_lightning.models.linear import use_onednn
 from swin_lightning.models.resize import BiasResize
 from swin_lightning.models.weights import HeadRows, load_weights
 from swin_lightning.optim import FactorLR, ScheduleName, lr_factor, parameter_groups, rescale_lr
 from swin_lightning.ranges import LearningRate, NonNegative, Positive, Share, check_arguments
-from swin_lightning.run_check import check_run
+from swin_lightning.run_check import check_rates, check_run
 from swin_lightning.step_mean import StepMean
 from swin_lightning.strategies import FSDP2, repeated_blocks, shard
+from swin_lightning.tasks.loading import load_module
 
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]  # (parameter groups, lr); lr is an option of the task
@@ -99,15 +103,7 @@ class Task(LightningModule):
         gradient_checkpointing: bool = False,
     ) -> None:
         check_arguments(Task.__init__, locals(), "model.")
-        if warmup_epochs and warmup_lr > lr:
-            raise UserError(f"model.warmup_lr {warmup_lr} is above model.lr {lr}; lower it, or raise model.lr")
-        if lr_schedule in ("cosine", "linear", "wsd") and min_lr > lr:
-            raise UserError(f"model.min_lr {min_lr} is above model.lr {lr}; lower it, or raise model.lr")
-        if optimizer is None and lr * weight_decay >= 1:
-            raise UserError(
-                f"model.weight_decay {weight_decay}: AdamW multiplies the weights by 1 - lr * weight_decay in a step, "
-                f"which is not positive for model.lr {lr}; lower one of them"
-            )
+        check_rates(lr, min_lr, warmup_lr, weight_decay if optimizer is None else 0.0, lr_schedule, warmup_epochs)
         super().__init__()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attribute .* is an instance of")  # removed below
@@ -115,15 +111,13 @@ class Task(LightningModule):
         self.hparams["weights"] = None  # a checkpoint has its own
         for name in [name for name, value in self.hparams.items() if not _is_plain(value)]:
             del self.hparams[name]  # built in Python: a checkpoint holds plain values only
-        self.lr, self.min_lr, self.layer_decay = lr, min_lr, layer_decay
-        self.weight_decay = weight_decay
+        self.lr, self.min_lr, self.layer_decay, self.weight_decay = lr, min_lr, layer_decay, weight_decay
         self.optimizer, self.lr_schedule, self.lr_interval = optimizer, lr_schedule, lr_interval
         self.warmup_epochs, self.warmup_lr = warmup_epochs, warmup_lr
         self.lr_decay_epochs, self.lr_decay_rate, self.lr_decay_share = lr_decay_epochs, lr_decay_rate, lr_decay_share
         self.freeze_patterns = [freeze] if isinstance(freeze, str) else list(freeze or [])
         self.weights, self.bias_resize, self.head_rows = weights, bias_resize, head_rows
         self.compile_backbone = compile
-        self.planned_epochs: int | None = None  # the longest run that the configuration states, see run_check
         self._frozen: list[nn.Module] = []
         self._finished = False
         self._step_means: dict[str, StepMean] = {}
@@ -153,29 +147,43 @@ class Task(LightningModule):
             value: Scalar, the mean over this batch on this device.
             **options: Arguments of `log`.
         """
-        if self.is_attached:  # `log` does nothing either in a step without a Trainer
-            self.log(name, self._step_means.setdefault(name, StepMean()).update(self.trainer, value), **options)
-
-    @property
-    def is_attached(self) -> bool:
-        """Whether a Trainer runs this module."""
         try:
-            return self.trainer is not None
-        except RuntimeError:
-            return False
+            trainer = self.trainer
+        except RuntimeError:  # a step without a Trainer, where `log` does nothing either
+            return
+        self.log(name, self._step_means.setdefault(name, StepMean()).update(trainer, value), **options)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # without the options of Lightning that run code
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        *,
+        allow: Allowed = (),
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """The task of a checkpoint in evaluation mode, see `load_module` for its arguments and errors.
+
+        `map_location` is a device, by default the CPU; `weights_only` is always true: a checkpoint never runs code.
+        """
+        if weights_only is False:
+            raise UserError("load_from_checkpoint: weights_only=False would run code from the file; leave it out")
+        task = load_module(checkpoint_path, cls, allow, strict, **kwargs)
+        return task if map_location is None else task.to(map_location)
 
     # Lightning's hooks
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self.is_attached:
-            check_run(self.trainer, self, getattr(self.trainer, "datamodule", None))
         self.finish_init()
         self._freeze(strict=True)
         use_onednn(self)
         if self.compile_backbone:
             mode = self.compile_backbone if isinstance(self.compile_backbone, str) else None
-            # in place, which keeps parameter names; static shapes, since dynamic=True took >20 min to compile
-            self.backbone.compile(mode=mode, dynamic=False)
+            for module in self.compiled_modules():
+                # in place, which keeps parameter names; static shapes, since dynamic=True took >20 min to compile
+                module.compile(mode=mode, dynamic=False)
             self.compile_backbone = False
 
     def configure_model(self) -> None:
@@ -196,6 +204,23 @@ class Task(LightningModule):
         for a backbone that has no such elements, or that does not call them through `forward`.
         """
         return repeated_blocks(self.backbone)
+
+    def compiled_modules(self) -> list[nn.Module]:
+        """Modules that `compile` compiles. Override it for a task that does not call the backbone as a whole."""
+        return [self.backbone]
+
+    @property
+    def seed(self) -> int:
+        """Seed of random numbers that a task draws by itself: that of the data module, else `seed_everything`.
+
+        Draw them as a function of it, the epoch and `batch["index"]`, and they depend neither on the number of
+        processes nor on a resume.
+        """
+        try:
+            seed = getattr(getattr(self.trainer, "datamodule", None), "seed", None)
+        except RuntimeError:  # without a Trainer
+            seed = None
+        return seed if isinstance(seed, int) else int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     def train(self, mode: bool = True) -> "Task":
         super().train(mode)
@@ -220,6 +245,9 @@ class Task(LightningModule):
         if isinstance(scheduler, ReduceLROnPlateau):
             config["monitor"] = "val/loss" if scheduler.mode == "min" else "val/acc"
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def on_fit_start(self) -> None:
+        check_run(self.trainer, self, getattr(self.trainer, "datamodule", None))
 
     def on_train_start(self) -> None:
         """Follow `lr` where it was changed after the optimizer was built, as by Lightning's LearningRateFinder."""
@@ -349,10 +377,8 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(_is_plain(key) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
+    if isinstance(value, dict | list | tuple):
+        return all(map(_is_plain, [*value, *(value.values() if isinstance(value, dict) else ())]))
     return value is None or isinstance(value, str | int | float | bool)
 
 
@@ -361,8 +387,7 @@ def _call(option: str, factory: Callable[..., Any], *args: Any) -> Any:
     try:
         return factory(*args)
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        name = getattr(factory, "__name__", type(factory).__name__)
-        raise UserError(f"{option} {name} cannot be built: {summarize(error)}; check its arguments") from error
+        raise UserError(f"{option} cannot be built: {summarize(error)}; check its arguments") from error
 
 
 def _default(cls: type, name: str) -> Any:

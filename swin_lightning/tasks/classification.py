@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,21 +14,26 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from swin_lightning.batch import IGNORE_INDEX, Batch
+from swin_lightning.checkpoint_classes import Allowed
+from swin_lightning.class_counts import ClassCounts, mean_scores
 from swin_lightning.errors import UserError, shorten, summarize
 from swin_lightning.losses import class_probabilities
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.ranges import PositiveInt, Rate, check_arguments
 from swin_lightning.tasks.base import Task
+from swin_lightning.tasks.loading import load_module
 
 log = logging.getLogger(__name__)
 
-OWN_METRICS = ("loss", "acc", "acc5")
+OWN_METRICS = ("loss", "acc", "acc5")  # means over images
+CLASS_METRICS = ("f1_macro", "acc_balanced")  # means over classes
 
 
 class SwinClassifier(Task):
     """Image classifier. The backbone is any module with `num_features` that maps images to `B, num_features`.
 
-    `val/loss` and `test/loss` are the training loss without label smoothing.
+    `val/loss` and `test/loss` are the training loss without label smoothing. `f1_macro` and `acc_balanced` are means
+    over the classes, see `class_counts.mean_scores`.
 
     Args:
         backbone: The network below the head.
@@ -40,11 +46,15 @@ class SwinClassifier(Task):
             as `val/<name>/<class>`. They get probabilities `B, K` and class indices `B`.
         class_names: Names of the classes, stored in the checkpoint for predictions; the command line takes them from
             the data.
+        class_weights: Weight of each class in the default loss, K; the command line takes them from the data, see
+            `data.class_weights`.
         **task: Arguments of `Task`.
 
     Raises:
         UserError: As `Task`; also for a metric that does not fit the classes.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -54,6 +64,7 @@ class SwinClassifier(Task):
         loss: Callable[..., Any] | None = None,
         metrics: dict[str, Metric] | None = None,
         class_names: list[str] | None = None,
+        class_weights: list[float] | None = None,
         **task: Any,
     ) -> None:
         if num_classes is None:
@@ -66,6 +77,9 @@ class SwinClassifier(Task):
         self.class_names = class_names
         self.label_smoothing = label_smoothing
         self.loss = loss
+        self.register_buffer("class_weights", None if class_weights is None else torch.tensor(class_weights), False)
+        if loss is not None and class_weights is not None:
+            log.warning(f"data.class_weights has no effect: model.loss is {_name(loss)}; give it the weights")
         if loss is not None and label_smoothing:
             log.warning(f"model.label_smoothing {label_smoothing} has no effect: model.loss is {_name(loss)}")
         if loss is not None:
@@ -84,6 +98,7 @@ class SwinClassifier(Task):
         self.metrics = nn.ModuleDict()  # by the names under which they are logged
         for split in ("val", "test"):
             self.metrics.update({f"{split}/{name}": WeightedMean() for name in OWN_METRICS})
+            self.metrics[f"{split}/classes"] = ClassCounts(num_classes)
             for name, metric in (metrics or {}).items():
                 _check_metric(name, metric, num_classes)
                 self.metrics[f"{split}/{name}"] = deepcopy(metric)
@@ -91,7 +106,7 @@ class SwinClassifier(Task):
 
     def logged_metrics(self) -> list[str]:
         """Names of the metrics that training and validation log, so that a wrong monitor is found before training."""
-        names = [f"val/{name}" for name in OWN_METRICS]
+        names = [f"val/{name}" for name in (*OWN_METRICS, *CLASS_METRICS)]
         for name in self.extra_metrics:
             per_class = _per_class(cast(Metric, self.metrics[f"val/{name}"]))
             names += [f"val/{name}/{label}" for label in self._labels()] if per_class else [f"val/{name}"]
@@ -109,7 +124,8 @@ class SwinClassifier(Task):
             targets: Class indices `B`, or probabilities `B, K`.
         """
         if self.loss is None:
-            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing if self.training else 0.0)
+            smoothing = self.label_smoothing if self.training else 0.0
+            return F.cross_entropy(logits, targets, self.class_weights, label_smoothing=smoothing)
         if isinstance(self.loss, nn.BCEWithLogitsLoss):
             targets = class_probabilities(logits, targets)
         if isinstance(self.loss, nn.CrossEntropyLoss) and not self.training:
@@ -145,15 +161,19 @@ class SwinClassifier(Task):
         known = targets != IGNORE_INDEX
         count = known.sum()
         top5 = logits.topk(min(5, self.num_classes)).indices
+        weight = count
         if self.loss is None:
-            loss = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+            loss = F.cross_entropy(logits, targets, self.class_weights, ignore_index=IGNORE_INDEX, reduction="sum")
+            if self.class_weights is not None:
+                weight = (self.class_weights[targets.clamp(min=0)] * known).sum()
         else:  # the mean over the labelled samples; selecting them makes the host wait for a GPU
             loss = self.compute_loss(logits[known], targets[known]) * count if count else logits.new_zeros(())
         sums = {"loss": loss, "acc": (logits.argmax(dim=1) == targets).sum(), "acc5": (top5 == targets[:, None]).sum()}
         for name, total in sums.items():
             metric = cast(WeightedMean, self.metrics[f"{split}/{name}"])
-            metric.update(total, count)
+            metric.update(total, weight if name == "loss" else count)
             self.log(f"{split}/{name}", metric, prog_bar=True)
+        self.metrics[f"{split}/classes"].update(logits.argmax(dim=1), targets)  # type: ignore[operator]
         for name in self.extra_metrics:
             extra = cast(Metric, self.metrics[f"{split}/{name}"])
             if count:
@@ -166,6 +186,10 @@ class SwinClassifier(Task):
         return self.class_names or [str(k) for k in range(self.num_classes)]
 
     def _log_per_class(self, split: str) -> None:
+        classes = cast(ClassCounts, self.metrics[f"{split}/classes"])
+        for name, mean in mean_scores(classes.compute()).items():
+            self.log(f"{split}/{name}", mean.float(), prog_bar=True)
+        classes.reset()
         for name in self.extra_metrics:
             metric = cast(Metric, self.metrics[f"{split}/{name}"])
             if _per_class(metric):
@@ -190,26 +214,31 @@ class WeightedMean(Metric):
             self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, total: Tensor, count: Tensor) -> None:
-        self.total += total
-        self.count += count
+        # not in place: `validate` leaves inference tensors, which `fit` could not change
+        self.total = self.total + total
+        self.count = self.count + count
 
     def compute(self) -> Tensor:
-        return self.total / self.count.clamp(min=1)
+        return self.total / self.count  # NaN without a labelled image: 0 would look like a result
 
 
-def load_classifier(path: str) -> SwinClassifier:
+def load_classifier(path: str | Path, allow: Allowed = ()) -> SwinClassifier:
     """The classifier of a run's checkpoint, on the CPU.
 
+    Args:
+        path: The checkpoint.
+        allow: Classes that it may name besides those of `swin_lightning`, see `load_module`.
+
     Raises:
-        UserError: If the file is not a checkpoint of a run or does not store its backbone configuration.
+        UserError: As `load_module`; also if the file does not store its backbone configuration.
     """
     hparams = read_checkpoint(path).get("hyper_parameters")
     if not isinstance(hparams, Mapping) or "backbone" not in hparams:
         raise UserError(
-            f"checkpoint {path!r} does not store its backbone configuration (only checkpoints written by "
+            f"checkpoint {str(path)!r} does not store its backbone configuration (only checkpoints written by "
             "`swin-lightning fit` do); for weights alone, build the model in Python with weights=PATH"
         )
-    return SwinClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    return load_module(path, SwinClassifier, allow)
 
 
 # helpers
@@ -238,8 +267,9 @@ def _check_loss(loss: Callable[..., Any], num_classes: int) -> None:
 def _check_metric(name: str, metric: Metric, num_classes: int) -> None:
     """Compute a metric on a few samples, so that one that does not fit is found before training."""
     option = f"model.metrics.{name}: {_name(metric)}"
-    if not re.fullmatch(r"\w+", name) or name in OWN_METRICS:
-        raise UserError(f"model.metrics: name {name!r} must be letters, digits and _, and not one of {OWN_METRICS}")
+    taken = (*OWN_METRICS, *CLASS_METRICS, "classes")
+    if not re.fullmatch(r"\w+", name) or name in taken:
+        raise UserError(f"model.metrics: name {name!r} must be letters, digits and _, and not one of {taken}")
     rows = min(num_classes, 16)
     probabilities = torch.eye(num_classes)[:rows] * 0.5 + 0.5 / num_classes
     trial = deepcopy(metric)

@@ -1,6 +1,7 @@
 """CIFAR from parquet files in the Hub's layout."""
 
 import datasets
+import numpy as np
 import pytest
 
 from swin_lightning.data import CIFAR10, CIFAR100
@@ -27,14 +28,15 @@ def test_validation_images_are_held_out_of_the_training_images(write):
     data.prepare_data()
     readers = [data.load(split) for split in ("train", "val", "test")]
     assert [len(reader) for reader in readers] == [14, 6, 7]
-    values = [reader.images[:, 0, 0, 0].tolist() for reader in readers]
+    values = [[int(reader[i][0][0, 0, 0]) for i in range(len(reader))] for reader in readers]
     assert sorted(values[0] + values[1]) == list(range(20))  # none twice
     assert values[2] == list(range(7))
+    assert values[1] == sorted(np.random.default_rng(0).permutation(20)[:6])  # the draw of the recorded results
     for reader, expected in zip(readers, values, strict=True):
-        assert reader.images.shape[1:] == (32, 32, 3)
+        assert reader[0][0].shape == (32, 32, 3)
         assert reader.labels.tolist() == [value % 10 for value in expected]
     again = CIFAR10(path, val_size=6, seed=1).load("val")
-    assert again.images[:, 0, 0, 0].tolist() == values[1]  # the same for every seed
+    assert [int(again[i][0][0, 0, 0]) for i in range(6)] == values[1]  # the same for every seed
 
 
 def test_val_size_0_validates_on_the_test_split(write):

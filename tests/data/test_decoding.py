@@ -254,3 +254,70 @@ def test_box_of_a_rotated_jpeg_is_in_upright_pixels(orientation):
     upright = decode(data)
     assert LazyImage(data, "x").size() == upright.shape[:2] == ((151, 203) if orientation == 3 else (203, 151))
     assert np.array_equal(LazyImage(data, "x").crop(Box(20, 30, 50, 40), 224), upright[20:70, 30:70])
+
+
+def patched(data, position, value):
+    return data[:position] + value + data[position + len(value) :]
+
+
+def test_size_is_read_before_pixels_and_bounded():
+    start = JPEG.find(b"\xff\xc0")
+    huge = patched(JPEG, start + 5, (32000).to_bytes(2, "big") * 2)
+    with pytest.raises(CorruptImageError, match=r"its 32000 x 32000 pixels exceed data\.max_pixels 100000000"):
+        LazyImage(huge, "x").size()
+    for name in ("plain.jpg", "palette.png", "rgba.webp", "cmyk.tif", "cmyk.jpg"):
+        content = READABLE[name][0]
+        limit = HEIGHT * WIDTH * (3 if name.endswith("webp") else 1)
+        assert LazyImage(content, name, limit).pixels().shape == RGB.shape
+        with pytest.raises(CorruptImageError, match="exceed"):
+            LazyImage(content, name, HEIGHT * WIDTH - 1).crop(Box(0, 0, 5, 5), 5)
+
+
+def test_other_formats_are_not_tried(monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args: pytest.fail("Ghostscript was called"))
+    for kind in ("EPS", "PDF", "ICO", "PCX", "SGI"):
+        with pytest.raises(CorruptImageError) as error:
+            decode(encode(PICTURE, kind))
+        assert "no image of the formats JPEG, PNG, WEBP, TIFF, GIF, BMP, PPM, TGA, " in str(error.value)
+        assert "BytesIO" not in str(error.value)
+
+
+def test_tile_and_samples_of_a_tiff_are_bounded(tmp_path):
+    content = encode(PICTURE, "TIFF", tiffinfo={322: 16, 323: 16}, compression="tiff_deflate")
+    assert decode(content).shape == RGB.shape
+
+
+def test_jpeg_with_two_headers_is_not_decoded_by_opencv():
+    start = JPEG.find(b"\xff\xc0")
+    length = int.from_bytes(JPEG[start + 2 : start + 4], "big") + 2
+    frame = JPEG[start : start + length]
+    huge = frame[:5] + (32000).to_bytes(2, "big") * 2 + frame[9:]
+    for two in (JPEG[:start] + huge + JPEG[start:], JPEG[:start] + b"\xff" + huge + JPEG[start:]):
+        with pytest.raises(CorruptImageError):
+            decode(two)
+
+
+def test_progressive_jpeg_with_many_scans_is_refused():
+    content = encode(PICTURE, "JPEG", progressive=True)
+    scan = content.find(b"\xff\xda")
+    end = content.find(b"\xff", scan + 2 + int.from_bytes(content[scan + 2 : scan + 4], "big"))
+    with pytest.raises(CorruptImageError, match="more than 50 scans"):
+        decode(content[:end] + content[scan:end] * 60 + content[end:])
+
+
+def test_only_the_first_page_is_used_and_said_once(caplog, monkeypatch):
+    monkeypatch.setattr("swin_lightning.data.decoding._said", set())
+    pages = encode(PICTURE, "TIFF", save_all=True, append_images=[PICTURE.rotate(90)])
+    animation = encode(PICTURE, "GIF", save_all=True, append_images=[PICTURE.rotate(180)])
+    for content in (pages, animation, pages):
+        assert np.array_equal(LazyImage(content, "pages.tif").pixels(), decode(encode(PICTURE, "PNG")))
+    assert [record.getMessage() for record in caplog.records] == [
+        "image pages.tif has several pages; of each such image only the first one is used"
+    ]
+
+
+def test_strips_give_the_same_pixels(monkeypatch):
+    expected = {name: decode(READABLE[name][0]) for name in READABLE}
+    monkeypatch.setattr("swin_lightning.data.decoding.STRIP_PIXELS", 5 * WIDTH)
+    for name, pixels in expected.items():
+        assert np.array_equal(decode(READABLE[name][0]), pixels), name

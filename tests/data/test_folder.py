@@ -51,10 +51,12 @@ def test_missing_path_is_an_error():
         ImageFolder("missing/pets/of/all").prepare_data()
 
 
-def test_missing_split_folder_is_an_error(folder):
-    (folder / "val").rename(folder / "elsewhere")
-    with pytest.raises(UserError, match=f"data.path: no folder '{folder / 'val'}'; expected .*/val/<class>/<image>"):
-        ImageFolder(str(folder)).load("val")
+def test_missing_training_folder_is_an_error(folder):
+    (folder / "train").rename(folder.parent / "elsewhere")
+    data = ImageFolder(str(folder))
+    assert contents(data.load("val")) == contents(data.load("test")) == [(0, 0), (100, 1)]
+    with pytest.raises(UserError, match=f"data.path: no folder '{folder / 'train'}'; expected .*/<class>"):
+        data.load("train")
 
 
 def test_class_that_is_not_in_the_training_split_is_an_error(folder):
@@ -90,7 +92,7 @@ def test_class_names_of_a_subclass_order_the_folders_in_tar_shards(tmp_path):
         class_names = ["dog", "cat"]
 
     root = write_shards(tmp_path / "set", shards=1, class_folders=True)
-    assert DogsFirst(str(root)).load("train").labels == [1, 0, 1, 0, 1]
+    assert DogsFirst(str(root), val_size=0).load("train").labels == [1, 0, 1, 0, 1]
 
 
 # Hugging Face data sets
@@ -119,7 +121,7 @@ def test_integer_labels_without_class_names_are_an_error_of_num_classes(tmp_path
     with pytest.raises(UserError, match=message):
         ImageFolder(path, streaming=streaming).num_classes  # noqa: B018
     assert Named(path, streaming=streaming).num_classes == 2
-    assert contents(Named(path).load("train")) == [(5, 1), (6, 0)]
+    assert contents(Named(path, val_size=0).load("train")) == [(5, 1), (6, 0)]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

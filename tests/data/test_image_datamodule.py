@@ -10,7 +10,7 @@ from swin_lightning.data import Digits, ImageDataModule, ImageFolder
 from swin_lightning.data.readers import ArrayReader
 from swin_lightning.errors import UserError
 from swin_lightning.prediction_callbacks import PredictionWriter
-from swin_lightning.runs import RunFolder
+from swin_lightning.prediction_file import PredictionFile
 from swin_lightning.tasks.classification import SwinClassifier
 from tests.support.images import PLAIN, Recorder, write_image
 
@@ -311,7 +311,22 @@ def test_skipped_images_are_replaced_in_training_and_ignored_in_evaluation(folde
 
 def test_predictions_leave_out_unreadable_images(folder, make_trainer, tmp_path):
     data = data_of(folder, on_bad_image="skip", predict_path=str(folder / "val"))
-    trainer = make_trainer(callbacks=[PredictionWriter(RunFolder(tmp_path / "out"))])
+    trainer = make_trainer(callbacks=[PredictionWriter(PredictionFile(tmp_path / "out" / "predictions.csv"))])
     trainer.predict(SwinClassifier(Recorder(), 2), data, return_predictions=False)
     rows = (tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8").splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == sorted(str(path) for path in folder.glob("val/*/[012].png"))
+
+
+def test_loader_before_setup_says_what_to_call():
+    for split, stage in (("train", "fit"), ("val", "fit"), ("test", "test"), ("predict", "predict")):
+        with pytest.raises(ValueError, match=rf"the {split} split has not been read: call setup\('{stage}'\)"):
+            getattr(Digits(num_workers=0), f"{split}_dataloader")()
+
+
+def test_images_above_max_pixels_are_unreadable(tmp_path):
+    write_image(tmp_path / "small.png", 7, size=(8, 8))
+    write_image(tmp_path / "large.png", 7, size=(8, 9))
+    data = Digits(num_workers=0, predict_path=str(tmp_path), max_pixels=64, on_bad_image="skip", batch_size=2)
+    data.setup("predict")
+    (batch,) = data.predict_dataloader()
+    assert batch["index"].tolist() == [-1, 1] and batch["bad_index"].tolist() == [0, -1]

@@ -9,7 +9,7 @@ import torch
 
 from swin_lightning.data import ImageFolder
 from swin_lightning.data.readers import ArrayReader, FileReader
-from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, ResumableSampler, deal_pairs
+from swin_lightning.data.sampling import ImageDataset, LazyDataLoader, ResumableSampler, balanced_order, deal_pairs
 from swin_lightning.data.transforms import eval_transform, train_transform
 from swin_lightning.errors import UserError
 from tests.support.images import write_image, write_photographs
@@ -117,7 +117,7 @@ def test_padding_samples_have_no_label():
     reader = ArrayReader(np.zeros((3, 4, 4, 3), np.uint8), np.array([5, 6, 7]))
     dataset = ImageDataset(reader, eval_transform(4, "squash"))
     assert [dataset[0, index]["target"] for index in (0, 2, ~0, ~2)] == [5, 7, -1, -1]
-    assert [dataset[0, index]["index"] for index in (0, 2, ~0, ~2)] == [0, 2, 0, 2]
+    assert [dataset[0, index]["index"] for index in (0, 2, ~0, ~2)] == [0, 2, -1, -1]
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index():
@@ -183,7 +183,7 @@ def photographs(tmp_path_factory):
 
 def hashes(path, num_workers, start_method=None, epoch=1, rank=0, world_size=1):
     """One hash per batch, and one per image."""
-    data = ImageFolder(path, num_workers=num_workers, **OPTIONS)
+    data = ImageFolder(path, num_workers=num_workers, val_size=0, **OPTIONS)
     data.trainer = SimpleNamespace(
         global_rank=rank,
         world_size=world_size,
@@ -223,3 +223,32 @@ def test_two_ranks_see_the_images_of_one(photographs, expected):
     ranks = [hashes(photographs, 0, rank=rank, world_size=2)[1] for rank in (0, 1)]
     for b in range(5):
         assert {*ranks[0][4 * b : 4 * b + 4], *ranks[1][4 * b : 4 * b + 4]} == set(expected[1][8 * b : 8 * b + 8])
+
+
+# balanced classes
+
+
+def test_balanced_epoch_has_all_classes_equally_often_and_is_a_function_of_seed_and_epoch():
+    labels = np.repeat([0, 1, 2], [80, 15, 5])
+    order = balanced_order(labels, np.random.default_rng(1))
+    assert np.bincount(labels[order % 100]).tolist() in ([34, 33, 33], [33, 34, 33], [33, 33, 34])
+    assert len(set(order)) == 100  # repeated samples have other numbers
+    large, small = order[labels[order % 100] == 0], order[labels[order % 100] == 2]
+    assert large.max() < 100 and sorted(small)[:30] == [95 + i % 5 + 100 * (i // 5) for i in range(30)]
+    samplers = [ResumableSampler(100, 10, 3, True, rank, 2, labels=labels) for rank in (0, 1)]
+    for epoch in (0, 1):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        whole = ResumableSampler(100, 20, 3, True, labels=labels)
+        whole.set_epoch(epoch)
+        assert sorted(key for sampler in samplers for key in sampler) == sorted(whole)
+    whole.start_batch = 2
+    assert list(whole) == list(whole)[40:]
+
+
+def test_repeated_samples_are_augmented_differently():
+    images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3), dtype=np.uint8)
+    dataset = ImageDataset(ArrayReader(images, np.array([0, 1])), train_transform(8), training=True)
+    first, again, other = dataset[0, 1], dataset[0, 3], dataset[0, 1]
+    assert (first["index"], again["index"], again["target"]) == (1, 1, 1)
+    assert torch.equal(first["image"], other["image"]) and not torch.equal(first["image"], again["image"])

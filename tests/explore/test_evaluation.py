@@ -110,14 +110,18 @@ def test_load_run_works_without_the_pretrained_weights(edited_run, loaded):
 
 
 def test_load_run_builds_classes_of_the_user(edited_run):
-    model, _ = load_run(edited_run(lambda config: config["model"].update(class_path="user.Classifier")))
+    path = edited_run(lambda config: config["model"].update(class_path="user.Classifier"))
+    with pytest.raises(UserError, match=r"class user\.Classifier is not one of swin_lightning; .* --allow_classes"):
+        load_run(path)
+    assert "user" not in sys.modules
+    model, _ = load_run(path, "user.Classifier")
     assert type(model).__name__ == "Classifier"
 
 
 def test_load_run_rejects_other_data_modules(edited_run):
     path = edited_run(lambda config: config.update(data={"class_path": "user.Data"}))
     with pytest.raises(UserError, match="Data is not a subclass of ImageDataModule"):
-        load_run(path)
+        load_run(path, ["user"])
 
 
 def test_load_run_rejects_other_folders(tmp_path):

@@ -21,6 +21,7 @@ def test_report_is_one_page_without_external_resources(run, tmp_path, capsys):
     assert "<script" not in text and "@import" not in text
     assert re.findall("<h2>(.*)</h2>", text) == [
         "Training curves",
+        "Classes",
         "Confusion matrix",
         "Most confident errors",
         "Calibration",

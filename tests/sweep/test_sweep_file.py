@@ -115,7 +115,7 @@ def test_options_of_a_class_are_checked_with_the_class_selected_by_another_param
 
 
 def test_unreadable_file_is_reported():
-    with pytest.raises(UserError, match=r"nowhere: no such sweep file; the sweeps .* are in experiments/sweeps"):
+    with pytest.raises(UserError, match=r"nowhere: no such sweep file; `swin-lightning experiments` lists those"):
         sweep(["nowhere"])
     Path("broken.yaml").write_text("method: [")
     with pytest.raises(UserError, match=r"broken.yaml:1: not valid YAML: "):

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1Score, MulticlassRecall
@@ -65,6 +66,7 @@ def test_default_loss_of_indices_and_mixed_targets(smoothing, mixed):
 # evaluation
 
 
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_padding_samples_do_not_change_metrics(make_trainer, stage):
     model = SwinClassifier(Backbone(), num_classes=6)
@@ -89,6 +91,8 @@ def test_padding_samples_do_not_change_metrics(make_trainer, stage):
             f"{prefix}/loss": nn.functional.cross_entropy(logits, targets).item(),
             f"{prefix}/acc": (logits.argmax(1) == targets).float().mean().item(),
             f"{prefix}/acc5": top5.float().mean().item(),
+            f"{prefix}/f1_macro": f1_score(targets, logits.argmax(1), average="macro"),
+            f"{prefix}/acc_balanced": balanced_accuracy_score(targets, logits.argmax(1)),
         }
     )
 
@@ -96,6 +100,25 @@ def test_padding_samples_do_not_change_metrics(make_trainer, stage):
 def test_top5_of_two_classes_is_one(make_trainer):
     (result,) = make_trainer().validate(SwinClassifier(Backbone(), 2), loader(batch([0, 1, 1])), verbose=False)
     assert result["val/acc5"] == 1.0
+
+
+def test_unlabelled_images_give_no_number(make_trainer):
+    (result,) = make_trainer().test(SwinClassifier(Backbone(), 2), loader(batch([-1, -1])), verbose=False)
+    assert len(result) == 5 and all(value != value for value in result.values())
+
+
+def test_class_weights_of_the_data_weight_the_loss(make_trainer, caplog):
+    weights = [1.0, 2.0, 3.0]
+    model = SwinClassifier(Backbone(), 3, class_weights=weights, label_smoothing=0.3)
+    images, targets = torch.randn(5, 3, 2, 2), torch.tensor([0, 1, 2, 2, 1])
+    logits, tensor = model(images).detach(), torch.tensor(weights)
+    expected = nn.functional.cross_entropy(logits, targets, tensor, label_smoothing=0.3)
+    torch.testing.assert_close(model.training_step(batch(targets, images), 0).detach(), expected)
+    (result,) = make_trainer().validate(model, loader(batch([*targets, -1], images[[0, 1, 2, 3, 4, 0]])), verbose=False)
+    assert result["val/loss"] == pytest.approx(nn.functional.cross_entropy(logits, targets, tensor).item())
+    assert "class_weights" not in model.state_dict() and "no effect" not in caplog.text
+    SwinClassifier(Backbone(), 3, class_weights=weights, loss=nn.CrossEntropyLoss())
+    assert "data.class_weights has no effect: model.loss is CrossEntropyLoss" in caplog.text
 
 
 # loss and metrics of the user

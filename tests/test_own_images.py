@@ -1,0 +1,86 @@
+"""Runs on a user's own folder of images: splits that are drawn and kept, test images without labels."""
+
+import csv
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from swin_lightning.callbacks import FromScratch
+from swin_lightning.cli import main
+from swin_lightning.errors import UserError
+
+CONFIG = {
+    "model": {"init_args": {"backbone": {
+        "class_path": "swin_lightning.models.SwinTransformer",
+        "init_args": {"img_size": 16, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2},
+    }}},
+    "data": {"class_path": "swin_lightning.data.ImageFolder",
+             "init_args": {"image_size": 16, "batch_size": 4, "num_workers": 0}},
+    "trainer": {"accelerator": "cpu", "max_epochs": 1},
+}  # fmt: skip
+
+
+def write_images(folder, count):
+    folder.mkdir(parents=True)
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(256, size=(20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+def fit(folder, *options):
+    (folder.parent / "own.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
+    return main(["fit", "-c", str(folder.parent / "own.yaml"), "--data.path", str(folder), *options])
+
+
+def rows(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_keeps_the_list_of_its_splits_and_resumes_with_no_other(tmp_path, capsys, caplog):
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "pets" / name, 10)
+    cli = fit(tmp_path / "pets")
+    assert "test/acc " in capsys.readouterr().out
+    assert "train: 14 images in 2 classes" in caplog.text
+    splits = rows(cli.run.splits)
+    assert [sum(row["split"] == split for row in splits) for split in ("train", "val", "test")] == [14, 3, 3]
+    assert all((tmp_path / "pets" / row["label"]).is_dir() and row["label"] in row["path"] for row in splits)
+    last, more = str(cli.run.last), "--trainer.max_epochs=2"
+    (tmp_path / "pets" / "cat" / "0.png").unlink()
+    with pytest.raises(UserError, match=r"the splits differ from .*splits\.csv in .* rows"):
+        fit(tmp_path / "pets", "--ckpt_path", last, more)
+    shutil.copy(tmp_path / "pets" / "cat" / "1.png", tmp_path / "pets" / "cat" / "0.png")
+    assert fit(tmp_path / "pets", "--ckpt_path", last, more).trainer.current_epoch == 2
+
+
+def test_test_images_without_labels_are_predicted_and_not_scored(tmp_path, capsys, caplog):
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "pets" / "train" / name, 10)
+    write_images(tmp_path / "pets" / "test", 5)
+    cli = fit(tmp_path / "pets")
+    said = "test: 5 images without labels: predictions will be written, and no accuracy computed"
+    assert caplog.text.index(said) < caplog.text.index("Trainer.fit` stopped")
+    assert "test/acc" not in capsys.readouterr().out
+    found = rows(cli.run.predictions)
+    assert [row["path"] for row in found] == [str(tmp_path / "pets" / "test" / f"{i}.png") for i in range(5)]
+    assert {row["class_1"] for row in found} <= {"cat", "dog"}
+
+
+@pytest.mark.parametrize(
+    ("images", "weights", "parameters", "expected"),
+    [(14, None, 7000, True), (14, None, 9000, False), (30_000, None, 7000, False), (14, "x.pth", 7000, False)],
+)
+def test_training_from_scratch_on_few_images_is_said(images, weights, parameters, expected, caplog):
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(sources={"train": range(images)}), ckpt_path=None, is_global_zero=True
+    )
+    module = torch.nn.Linear(799, 10)
+    module.hparams = {"weights": weights}
+    FromScratch(parameters).on_fit_start(trainer, module)
+    assert ("training 0.0 M parameters from scratch on 14 images: expect a low accuracy" in caplog.text) == expected
