@@ -24,7 +24,7 @@ def describe_machine(device: torch.device) -> str:
 def processor() -> str:
     """Name of the CPU with family and model, which virtual machines do not hide."""
     path = Path("/proc/cpuinfo")
-    text = path.read_text() if path.is_file() else ""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     name = re.search(r"model name\s*: (.+)", text)
     numbers = [re.search(rf"^{key}\s*: (\d+)", text, re.MULTILINE) for key in ("cpu family", "model")]
     if not name:

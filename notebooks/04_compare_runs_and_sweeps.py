@@ -36,7 +36,7 @@ import torch
 from swin_lightning.cli import main
 from swin_lightning.explore.figures import detach_from_pyplot
 from swin_lightning.explore.result_figures import curves_figure
-from swin_lightning.explore.runs import all_metrics, markdown_row, read_runs, results
+from swin_lightning.explore.runs import all_metrics, read_runs, results
 from swin_lightning.sweep.results import load_sweep
 from swin_lightning.sweep.sweep_figures import importance, metric_over_trials, parallel_coordinates
 
@@ -51,7 +51,8 @@ torch.set_num_threads(1)
 
 # %%
 Path("runs").mkdir(exist_ok=True)
-Path("runs/tiny.yaml").write_text("""\
+Path("runs/tiny.yaml").write_text(
+    """\
 program: swin-lightning
 name: tiny
 method: random
@@ -69,7 +70,9 @@ command:
 parameters:
   model.lr: {distribution: log_uniform_values, min: 5.0e-4, max: 5.0e-3}
   model.label_smoothing: {values: [0.0, 0.1]}
-""")
+""",
+    encoding="utf-8",
+)
 main(["sweep", "runs/tiny.yaml", "--local", "--agents=1"])
 
 # %%
@@ -134,10 +137,8 @@ print(f"best minus second: {100 * (first - second):.2f} %, or {180 * (first - se
 # %% [markdown]
 # ## Export
 #
-# All metrics as CSV, and the best run as a row for the table in `experiments/README.md`.
+# All metrics as CSV. `swin-lightning results RUN` records a run in the table of `experiments/README.md`.
 
 # %%
 frame.to_csv("runs/all.csv", index=False)
-best = max(logs, key=lambda log: log.best("val/acc"))
 print(f"runs/all.csv: {Path('runs/all.csv').stat().st_size:,} bytes")
-print(markdown_row(best, hardware=f"{torch.get_num_threads()} CPU core"))

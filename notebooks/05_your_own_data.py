@@ -85,7 +85,8 @@ image_grid([item["image"].permute(1, 2, 0).numpy() for row in rows for item in r
 
 # %%
 experiment = Path("runs/photographs.yaml")
-experiment.write_text(f"""\
+experiment.write_text(
+    f"""\
 model:
   class_path: swin_lightning.SwinClassifier
   init_args:
@@ -114,7 +115,9 @@ data:
 trainer:
   max_epochs: 6
   log_every_n_steps: 5
-""")
+""",
+    encoding="utf-8",
+)
 small = main(["fit", "-c", str(experiment)]).run
 
 # %% [markdown]

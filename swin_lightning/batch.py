@@ -8,7 +8,10 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
+from swin_lightning.errors import UserError
+
 IGNORE_INDEX = -1  # target of a sample without a label, and of padding samples: it counts in no loss and no metric
+MAX_SIDE = 4096  # of an image, in pixels, that a checkpoint may ask for
 
 
 class Batch(TypedDict):
@@ -76,13 +79,30 @@ def find_preprocessing(checkpoint: Mapping[str, Any]) -> Preprocessing | None:
     """The preprocessing in the content of a checkpoint, None if it has none.
 
     It is a part of the state of the data module, which Lightning stores under the name of its class.
+
+    Raises:
+        UserError: If its values are out of range.
     """
     names = {field.name for field in fields(Preprocessing)}
     for state in checkpoint.values():
         stored = state.get("preprocessing") if isinstance(state, Mapping) else None
         if isinstance(stored, Mapping) and stored.keys() == names:
-            return Preprocessing(**stored)
+            found = Preprocessing(**stored)
+            _check(found)
+            return found
     return None
+
+
+def _check(stored: Preprocessing) -> None:
+    """Compare values from a file with their types and ranges."""
+    side, ratio = stored.image_size, stored.crop_ratio
+    numbers = isinstance(side, int) and isinstance(ratio, float | int)
+    in_range = numbers and 1 <= side <= MAX_SIDE and 0 < ratio <= 1 and side / ratio <= 2 * MAX_SIDE
+    for values, lowest in ((stored.mean, 0.0), (stored.std, 1e-4)):
+        channels = isinstance(values, list | tuple) and len(values) == 3
+        in_range = in_range and channels and all(isinstance(v, float | int) and lowest <= v <= 1 for v in values)
+    if not in_range or stored.crop not in ("center", "squash") or stored.interpolation != "bicubic":
+        raise UserError(f"the preprocessing in the checkpoint is out of range: {str(asdict(stored))[:300]}")
 
 
 @functools.cache

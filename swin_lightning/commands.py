@@ -19,6 +19,9 @@ COMMANDS = {
     "models": ("swin_lightning.models.flops", "list all models with parameters, MACs and published accuracy"),
     "sweep": ("swin_lightning.sweep", "run a hyperparameter sweep, with or without W&B"),
     "report": ("swin_lightning.explore.report", "write an HTML report of a run: results, errors, attention maps"),
+    "features": ("swin_lightning.explore.features", "write the features of a data set by the backbone of a run"),
+    "probe": ("swin_lightning.explore.probes", "nearest neighbours and linear probe on features"),
+    "results": ("swin_lightning.explore.leaderboard", "table of measured results, and recording of runs"),
     "export": (
         "swin_lightning.export",
         "convert a checkpoint to ONNX, a torch.export program or another weight format",

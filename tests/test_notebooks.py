@@ -14,7 +14,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 def test_every_notebook_has_a_python_version():
     scripts = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
-    assert [path.stem for path in NOTEBOOKS] == scripts and len(scripts) == 5
+    assert [path.stem for path in NOTEBOOKS] == scripts and len(scripts) == 6
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -19,7 +19,7 @@ from PIL import Image
 from tests.support.cli import ROOT
 
 BUILD = "from setuptools import build_meta; build_meta.build_{}('{}')"
-DERIVED = ("PKG-INFO", "setup.cfg", "swin_lightning.egg-info/", "swin_lightning/experiments/")  # written by setuptools
+DERIVED = ("PKG-INFO", "swin_lightning.egg-info/", "swin_lightning/experiments/", "build/")  # written by setuptools
 
 
 def requirements(*options):

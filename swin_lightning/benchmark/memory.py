@@ -36,11 +36,11 @@ def peak_resident() -> int:
 def reset_peak_resident() -> None:
     """Start a new measurement of `peak_resident`."""
     with suppress(OSError):  # Linux only
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def _status(field: str) -> int:
-    text = STATUS.read_text() if STATUS.is_file() else ""
+    text = STATUS.read_text(encoding="utf-8") if STATUS.is_file() else ""
     match = re.search(rf"{field}:\s*(\d+) kB", text)
     return 1024 * int(match[1]) if match else 0
 

@@ -187,7 +187,7 @@ class ImageDataModule(LightningDataModule):
                     log.info("test: the validation images" if same else line)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        sampler = self._sampler("train")
+        sampler = self._sampler("train", training=True)
         if self.trainer is not None:
             sampler.set_epoch(self.trainer.current_epoch)
             sampler.start_batch = self._batches_done(len(sampler) // sampler.batch_size)
@@ -197,7 +197,7 @@ class ImageDataModule(LightningDataModule):
                 f"{len(self.sources['train'])} images; lower it"
             )
         self._check_pairs(sampler.batch_size)
-        return self._loader("train", sampler)
+        return self._loader("train", sampler, training=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self.eval_dataloader("val")
@@ -209,8 +209,8 @@ class ImageDataModule(LightningDataModule):
         return self.eval_dataloader("predict")
 
     def eval_dataloader(self, split: str) -> DataLoader[Any]:
-        """Loader of a split with evaluation pixels, in order."""
-        return self._loader(split, self._sampler(split))
+        """Loader of a split with evaluation pixels, in order; of `train` too."""
+        return self._loader(split, self._sampler(split, training=False), training=False)
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         bad_index = batch.pop("bad_index", None)
@@ -355,16 +355,14 @@ class ImageDataModule(LightningDataModule):
         end = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
         return done if done < end else 0
 
-    def _sampler(self, split: str) -> ResumableSampler:
-        training = split == "train"
+    def _sampler(self, split: str, training: bool) -> ResumableSampler:
         batch_size = self.micro_batch_size() if training else self.eval_batch_size or self.micro_batch_size()
         accumulate = self.accumulated_batches() if training else 1
         source = self.sources[split]
         labels = labels_of(source) if training and self.sampler == "balanced" else None
         return ResumableSampler(len(source), batch_size, self.seed, training, *self._rank(), accumulate, labels)
 
-    def _loader(self, split: str, sampler: ResumableSampler) -> DataLoader[Any]:
-        training = split == "train"
+    def _loader(self, split: str, sampler: ResumableSampler, training: bool) -> DataLoader[Any]:
         transform = self.train_transform() if training else self.eval_transform()
         workers = self.workers()
         return LazyDataLoader(
@@ -373,7 +371,7 @@ class ImageDataModule(LightningDataModule):
             sampler=sampler,
             drop_last=training,
             num_workers=workers,
-            persistent_workers=workers > 0 and split in ("train", "val"),  # both are iterated in every epoch
+            persistent_workers=workers > 0 and (training or split == "val"),  # both are iterated in every epoch
             pin_memory=torch.cuda.is_available(),
         )
 

@@ -160,7 +160,7 @@ def load_run(path: str | Path, allow: Allowed = ()) -> tuple[LightningModule, Im
     """Model and data module of a run: its configuration, and the weights of its best checkpoint (else the last).
 
     Args:
-        path: The run folder.
+        path: The run folder, or a checkpoint in it.
         allow: Classes that the run may name besides those of `swin_lightning`, see `checkpoint_classes`.
 
     Returns:
@@ -169,8 +169,8 @@ def load_run(path: str | Path, allow: Allowed = ()) -> tuple[LightningModule, Im
     Raises:
         UserError: If the folder is not a run folder, has no checkpoint, or the data module is no `ImageDataModule`.
     """
-    run = RunFolder.open(path)
-    checkpoint = run.checkpoint()
+    run = (RunFolder.of_checkpoint(path) if Path(path).is_file() else None) or RunFolder.open(path)
+    checkpoint = Path(path) if Path(path).is_file() else run.checkpoint()
     state, where = read_checkpoint(checkpoint).get("state_dict"), f"checkpoint {str(checkpoint)!r}"
     with limit_to_state(state, where):
         data, model = instantiate(load_run_config(run, allow))

@@ -121,29 +121,6 @@ def config_differences(logs: Sequence[RunLog]) -> list[dict[str, Any]]:
     return [{key: log.config.get(key) for key in unequal} for log in logs]
 
 
-def markdown_row(log: RunLog, hardware: str) -> str:
-    """A run as a row of the table of results in `experiments/README.md`.
-
-    Raises:
-        UserError: If the run was not tested.
-    """
-    accuracy, accuracy5, seconds = log.last("test/acc"), log.last("test/acc5"), log.training_seconds()
-    if accuracy is None or accuracy5 is None:
-        raise UserError(f"run {log.name} has no test/acc; run `swin-lightning test`, or fit with --test_after_fit true")
-    time = "" if seconds is None else f"{seconds:.0f} s" if seconds < 300 else f"{seconds / 60:.1f} min"
-    experiment = log.name.split("/")[0]
-    cells = [
-        f"`{experiment}`",
-        f"{100 * accuracy:.2f} %",
-        f"{100 * accuracy5:.2f} %",
-        str(log.config.get("seed_everything", "")),
-        time,
-        hardware,
-        f"[csv](logs/{experiment}.csv)",
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
 # helpers
 
 

@@ -203,7 +203,7 @@ def _match_head(mappings: Mappings, own: StateDict, entries: StateDict, rows: He
         if not linear or len(weight) == num_classes:
             return mappings, ""
         if rows is not None and (len(weight), num_classes) == (21841, 1000):
-            selected = torch.tensor([int(row) for row in IMAGENET22K_ROWS.read_text().split()])
+            selected = torch.tensor([int(row) for row in IMAGENET22K_ROWS.read_text(encoding="utf-8").split()])
             entries.update({key: entries[key][selected] for key in keys})
             return mappings, "classifier: selected the 1000 ImageNet-1K rows of the 21841-class head"
         message = f"classifier: checkpoint has {len(weight)} classes; initialised a new {num_classes}-class head"

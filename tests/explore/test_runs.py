@@ -9,7 +9,6 @@ from swin_lightning.explore.runs import (
     RunLog,
     all_metrics,
     config_differences,
-    markdown_row,
     read_runs,
     read_wandb,
     results,
@@ -55,16 +54,6 @@ def test_results_show_differing_options_and_metrics():
     table = results(logs)
     assert table.loc["e/a", ["model.lr", "best val/acc", "last val/acc"]].tolist() == [0.1, 0.9, 0.8]
     assert math.isnan(table.loc["e/a", "test/acc"]) and table.loc["e/b", "test/acc"] == 0.7
-
-
-def test_markdown_row():
-    log = make_log(
-        step=[0, 2999], **{"test/acc": [None, 0.97777], "test/acc5": [None, 1.0], "train/images_per_s": [50, 50]}
-    )
-    row = markdown_row(log, "2 cores")
-    assert row == "| `experiment` | 97.78 % | 100.00 % | 3 | 10.0 min | 2 cores | [csv](logs/experiment.csv) |"
-    with pytest.raises(UserError, match="run experiment/run has no test/acc"):
-        markdown_row(make_log(step=[0]), "2 cores")
 
 
 def test_read_wandb_reads_the_runs_of_a_project(monkeypatch):
