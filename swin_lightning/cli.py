@@ -95,8 +95,6 @@ class CLI(LightningCLI):
         commands = LightningCLI.subcommands()
         return {name: commands[name] for name in commands if name == self._command} or commands
 
-    # the options are those of config.add_options
-
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """None of Lightning's."""
 
