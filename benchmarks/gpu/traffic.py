@@ -76,9 +76,7 @@ def fake_gpu() -> Iterator[None]:
         yield
 
 
-def efficient_attention(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, dropout_p: float, scale: float
-) -> Tensor:
+def efficient_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, dropout_p: float, scale: float) -> Tensor:
     """The memory-efficient kernel, with the bias padded to a multiple of 8 columns as it requires."""
     padding = -attn_mask.shape[-1] % 8
     if padding:
