@@ -68,7 +68,6 @@ TESTED_ELSEWHERE = {
     "last_checkpoint.py": "test_checkpointing.py",
     "rank_channel.py": "test_shutdown.py",
     "benchmark/augmentation_sheet.py": "test_benchmark.py",
-    "benchmark/inference.py": "test_benchmark_inference.py",
     "benchmark/memory.py": "test_benchmark.py",
     "benchmark/step.py": "test_benchmark.py",
     "benchmark/throughput.py": "test_benchmark.py",

@@ -1,5 +1,6 @@
 """`swin-lightning demo RUN_OR_CKPT`: a local page to classify images and to see what the network looks at."""
 
+import importlib
 import os
 from typing import Any
 
@@ -41,7 +42,7 @@ def build_page(checkpoints: list[str], allow: Any = ()) -> Any:
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
     try:
-        import gradio
+        gradio: Any = importlib.import_module("gradio")
     except ImportError as error:
         raise UserError("gradio is needed for the demo: pip install 'swin_lightning[demo]'") from error
     import torch
@@ -116,7 +117,7 @@ def launch(page: Any, host: str, port: int, max_upload: int, block: bool = True)
     Raises:
         UserError: If the port is in use.
     """
-    import gradio
+    gradio: Any = importlib.import_module("gradio")
     from starlette.middleware import Middleware
     from starlette.middleware.base import BaseHTTPMiddleware
 
