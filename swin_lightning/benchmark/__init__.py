@@ -26,7 +26,8 @@ def benchmark(args: list[str]) -> None:
         report_inference(options.run, options.seconds, options.images, options.output, options.allow_classes)
         return
 
-    from swin_lightning.config import START, experiment_name, load  # imports torch and Lightning
+    from swin_lightning.config import experiment_name, load  # imports torch and Lightning
+    from swin_lightning.parser_errors import START
 
     config = load(config_arguments)
     config.experiment = config.experiment or experiment_name(config_arguments)
