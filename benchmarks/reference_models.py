@@ -110,7 +110,7 @@ def build_reference(name: str, classifier: Classifier, drop_path: float, officia
         "mlp_ratio": layers[0].blocks[0].mlp.fc1.out_features / backbone.patch_embed.proj.out_channels,
     }
     v2, num_classes = isinstance(backbone, SwinTransformerV2), cast(int, classifier.head.out_features)
-    _import_torchvision()
+    import_torchvision()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the other projects' imports
         model = BUILDERS[name](ModelSpec(shape, v2, backbone.img_size[0], num_classes, drop_path, official))
@@ -130,7 +130,7 @@ def build_vit(classifier: Classifier, macs: float) -> tuple[str, nn.Module] | No
     Raises:
         ImportError: If timm is not installed.
     """
-    _import_torchvision()
+    import_torchvision()
     name = min(VIT_MACS, key=lambda name: abs(VIT_MACS[name] - macs))
     if classifier.backbone.img_size != (224, 224) or abs(VIT_MACS[name] / macs - 1) > 1 / 3:
         return None
@@ -219,7 +219,7 @@ BUILDERS: dict[str, Callable[[ModelSpec], nn.Module]] = {
 _libraries: list[torch.library.Library] = []  # operators are unregistered when their Library object is deleted
 
 
-def _import_torchvision() -> None:
+def import_torchvision() -> None:
     """Import torchvision, even if it was built for another build of torch (CPU instead of CUDA).
 
     Its compiled operators are then missing, and its import fails where it registers fake kernels for two of them. The

@@ -43,7 +43,7 @@ from swin_lightning.monitors import DEFAULT_MONITOR, MonitorCheck, check_monitor
 from swin_lightning.noise import drop_noise
 from swin_lightning.prediction_callbacks import PredictionReport, PredictionWriter
 from swin_lightning.prediction_file import PredictionFile
-from swin_lightning.resume import CheckpointTime, SameCheckpoint
+from swin_lightning.resume import CheckpointTime, SameCheckpoint, check_training_state
 from swin_lightning.runs import RunFolder, find_checkpoint
 from swin_lightning.sample_position import SamplePosition
 from swin_lightning.shutdown import Interrupted, RankError, Shutdown, end_with_parent, raise_on_signals
@@ -293,6 +293,8 @@ class CLI(LightningCLI):
         content = read_checkpoint(self.ckpt_path)
         if "state_dict" not in content or "global_step" not in content:
             raise UserError(f"{where} is not a checkpoint of a run; use --model.weights to load parameters")
+        if self.subcommand == "fit":
+            check_training_state(content, where)
         self.checkpoint_state = content["state_dict"]
         stored = stored_arguments(content, where)
         self.checkpoint_classes = stored.get("num_classes")

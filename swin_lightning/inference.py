@@ -29,6 +29,7 @@ from swin_lightning.prediction_callbacks import class_names, is_probability
 from swin_lightning.program_files import Program, is_program
 from swin_lightning.runs import RunFolder
 from swin_lightning.tasks.classification import load_classifier
+from swin_lightning.tasks.loading import CLASS_PATH, load_module, stored_arguments
 from swin_lightning.trainer_precision import default_precision
 
 PrecisionName = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
@@ -97,7 +98,8 @@ class Predictor:
         allow: Allowed = (),
     ) -> None:
         path = find_checkpoint_file(checkpoint)
-        found = preprocessing or find_preprocessing(read_checkpoint(path))
+        content = read_checkpoint(path)
+        found = preprocessing or find_preprocessing(content)
         if found is None:
             raise UserError(
                 f"checkpoint {str(path)!r} does not state its preprocessing (it is older than this version, or its "
@@ -107,7 +109,8 @@ class Predictor:
         _check_batch_size(batch_size)
         self.checkpoint, self.preprocessing, self.batch_size = path, found, batch_size
         self.device = _find_device(device)
-        module = load_classifier(path, allow)
+        names_class = CLASS_PATH in stored_arguments(content, f"checkpoint {str(path)!r}")
+        module = load_module(path, LightningModule, allow) if names_class else load_classifier(path, allow)
         if precision is None:
             chosen, _ = default_precision(self.device.type, module, found.image_size, batch_size)
             precision = cast(PrecisionName, chosen)

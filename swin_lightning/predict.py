@@ -19,7 +19,7 @@ from swin_lightning.data import ImageDataModule
 from swin_lightning.data.readers import FileReader, list_images
 from swin_lightning.data.sampling import OnBadImage
 from swin_lightning.errors import CommandParser, UserError, add_allow_option
-from swin_lightning.inference import PrecisionName, Predictor
+from swin_lightning.inference import PrecisionName, Predictor, ProgramPredictor
 from swin_lightning.prediction_callbacks import PredictionWriter
 from swin_lightning.prediction_file import PredictionFile, Row, columns_of
 from swin_lightning.shutdown import Shutdown
@@ -48,6 +48,8 @@ def predict(args: list[str]) -> None:
         raise UserError(f"--num_workers {options.num_workers} must be at least 0")
     file = PredictionFile(options.output)
     predictor = Predictor(options.checkpoint, device="cpu", allow=options.allow_classes)
+    if isinstance(predictor, ProgramPredictor):
+        raise UserError(f"{options.checkpoint}: an exported program; predict with it in Python by Predictor(FILE)")
     if getattr(rank_zero_only, "rank", 0) != 0:  # rank 0 sends the paths
         return _run(predictor, PathList([]), PredictionWriter(file, options.top_k), 0, options)
     paths = PathList(dict.fromkeys(collect(options.images)))
@@ -83,10 +85,10 @@ def build_parser() -> CommandParser:
         default="skip",
         help="skip an unreadable image: it gets no row and is counted at the end (default), or raise an error",
     )
+    add_allow_option(parser)
     parser.add_argument("--accelerator", default="auto", help="as trainer.accelerator (default: auto)")
     parser.add_argument("--devices", default="auto", metavar="N", help="as trainer.devices (default: auto)")
     parser.add_argument("--precision", choices=get_args(PrecisionName), help="as trainer.precision")
-    add_allow_option(parser)
     return parser
 
 

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,33 @@ class SameCheckpoint(Callback):
             return []
         content = header(Path(self.path)) if os.path.isfile(self.path) else {}
         return [os.path.join(*Path(self.path).parts[-3:]), content.get("saved_at"), content.get("global_step")]
+
+
+def check_training_state(content: Mapping[str, Any], where: str) -> None:
+    """Check that what a run resumes besides its weights has the types that Lightning and torch expect.
+
+    Raises:
+        UserError: If a part has another type.
+    """
+    optimizers, schedules = content.get("optimizer_states", []), content.get("lr_schedulers", [])
+    counts = all(
+        isinstance(content.get(name, 0), int) and content.get(name, 0) >= 0 for name in ("epoch", "global_step")
+    )
+    mappings = all(isinstance(content.get(name, {}), Mapping) for name in ("loops", "callbacks"))
+    lists = isinstance(optimizers, list) and isinstance(schedules, list)
+    states = lists and all(isinstance(part, Mapping) for part in (*optimizers, *schedules))
+    whole = states and all(
+        isinstance(part.get("state"), Mapping)
+        and isinstance(groups := part.get("param_groups"), list)
+        and groups
+        and all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups)
+        for part in optimizers
+    )
+    if not (counts and mappings and whole):
+        raise UserError(
+            f"{where} cannot be resumed: the state of its loops, optimizers or schedules is damaged; "
+            "use --model.weights to start from its parameters"
+        )
 
 
 def _name(identity: list[Any]) -> str:

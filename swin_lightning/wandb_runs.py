@@ -195,7 +195,7 @@ def _children(name: str) -> list[int]:
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            command, _, fields = stat.read_text(encoding="utf-8").partition("(")[2].rpartition(")")
+            command, _, fields = stat.read_text(encoding="utf-8", errors="replace").partition("(")[2].rpartition(")")
             if command == name and int(fields.split()[1]) == os.getpid():
                 found.append(int(stat.parent.name))
     return found

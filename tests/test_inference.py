@@ -9,6 +9,7 @@ from swin_lightning.batch import Preprocessing, find_preprocessing
 from swin_lightning.data import ImageFolder
 from swin_lightning.errors import UserError
 from swin_lightning.inference import Predictor
+from swin_lightning.tasks import SwinClassifier
 from tests.support.classifier import DATA, train_classifier
 
 
@@ -130,3 +131,20 @@ def test_checkpoint_that_does_not_exist(tmp_path):
         Predictor("x.ckpt")
     with pytest.raises(UserError, match="is not a run folder"):
         Predictor(tmp_path)
+
+
+class OwnClassifier(SwinClassifier):
+    """Says that every image shows the last class."""
+
+    def predict_step(self, batch, batch_idx):
+        return torch.eye(self.num_classes)[[-1] * len(batch["image"])]
+
+
+def test_class_of_the_user_is_built_if_it_is_allowed(trained):
+    content = torch.load(trained[0].best, weights_only=True)
+    content["hyper_parameters"]["_class_path"] = "tests.test_inference.OwnClassifier"
+    torch.save(content, "own.ckpt")
+    with pytest.raises(UserError, match="add --allow_classes"):
+        Predictor("own.ckpt", "cpu")
+    predictor = Predictor("own.ckpt", "cpu", allow=["tests.test_inference.OwnClassifier"])
+    assert predictor(trained[1][0])[0].top(1) == [("eel", 1.0)]

@@ -6,7 +6,7 @@ import pytest
 
 from swin_lightning.checkpoint_files import saved_at
 from swin_lightning.errors import UserError
-from swin_lightning.resume import CheckpointTime, SameCheckpoint
+from swin_lightning.resume import CheckpointTime, SameCheckpoint, check_training_state
 from swin_lightning.runs import RunFolder, find_checkpoint, runs_root
 from tests.support.training import Scores, fit_scores, load
 from tests.test_checkpoint_files import save
@@ -50,3 +50,36 @@ def test_ranks_must_resume_from_the_same_checkpoint():
 
 def test_one_rank_agrees_with_itself(make_trainer):
     SameCheckpoint("nowhere").setup(make_trainer(), None, "fit")
+
+
+GROUPS = {"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+STATE = {
+    "epoch": 1,
+    "global_step": 3,
+    "loops": {},
+    "callbacks": {},
+    "optimizer_states": [GROUPS],
+    "lr_schedulers": [{}],
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": -5},
+        {"global_step": "x"},
+        {"loops": [1]},
+        {"callbacks": "x"},
+        {"optimizer_states": "x"},
+        {"optimizer_states": [1]},
+        {"optimizer_states": [{**GROUPS, "param_groups": []}]},
+        {"optimizer_states": [{"param_groups": GROUPS["param_groups"]}]},
+        {"optimizer_states": [{**GROUPS, "param_groups": [{"params": 1}]}]},
+        {"lr_schedulers": [1]},
+    ],
+)
+def test_damaged_training_state_is_refused(change):
+    check_training_state(STATE, "checkpoint 'a'")
+    check_training_state({}, "checkpoint 'a'")
+    with pytest.raises(UserError, match="^checkpoint 'a' cannot be resumed"):
+        check_training_state({**STATE, **change}, "checkpoint 'a'")

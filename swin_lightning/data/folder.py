@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from swin_lightning.data.hub_download import load_hub_dataset
+from swin_lightning.data.hub_reader import HuggingFaceReader, find_columns, find_split, label_classes
 from swin_lightning.data.layouts import (
     find_images,
     find_root,
@@ -19,13 +20,11 @@ from swin_lightning.data.layouts import (
     split_names,
     subfolders,
 )
+from swin_lightning.data.manifest import SUFFIXES, Manifest, read_manifest
 from swin_lightning.data.readers import (
-    HuggingFaceReader,
     Reader,
     TarReader,
-    find_columns,
     find_shards,
-    find_split,
     read_class_folders,
     read_unlabelled,
     tar_class_names,
@@ -46,17 +45,31 @@ class ImageFolder(SplitDataModule):
 
     Args:
         path: Folder with `<class>/<image>`, `<split>/<class>/<image>`, `train*.tar` and `val*.tar` (webdataset's
-            layout, or with class folders), or parquet files in the Hub's layout; a Hub name; for streaming also a URL
-            such as `s3://bucket/folder`.
+            layout, or with class folders), or parquet files in the Hub's layout; a table (`.csv`, `.tsv`, `.parquet`)
+            of the paths and labels of images; a Hub name; for streaming also a URL such as `s3://bucket/folder`.
+        image_column: Column of the images of a Hugging Face data set, or of the paths in a table; found by default.
+        label_column: Column of the labels, such as `coarse_label`: text, integers or classes; by default the one named
+            `label`, or the only one with classes.
+        group_column: Column of the groups in a table, such as patients; `group` by default, see `group_file`.
         streaming: Read during training, without a copy on disk; see `data.streaming` for the limits.
         stream_size: Number of training images of a stream, if the data set does not state it.
         **base: Arguments of `SplitDataModule`.
     """
 
-    def __init__(self, path: str, streaming: bool = False, stream_size: PositiveInt | None = None, **base: Any) -> None:
+    def __init__(
+        self,
+        path: str,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        group_column: str | None = None,
+        streaming: bool = False,
+        stream_size: PositiveInt | None = None,
+        **base: Any,
+    ) -> None:
         check_arguments(ImageFolder.__init__, locals(), "data.")
         super().__init__(**base)
         self.path, self.streaming, self.stream_size = os.path.expanduser(path), streaming, stream_size
+        self.image_column, self.label_column, self.group_column = image_column, label_column, group_column
         if streaming and (self.folds or self.val_size or self.test_size):
             raise UserError("data.streaming: splits cannot be drawn from a stream; set no val_size, test_size or folds")
 
@@ -83,12 +96,14 @@ class ImageFolder(SplitDataModule):
         return self.class_names
 
     def prepare_data(self) -> None:
-        if not (self.streaming or self._split_folders or self._shards("train", "val")):
+        if not (self.streaming or self._manifest or self._split_folders or self._shards("train", "val")):
             load_hub_dataset(self.path)
 
     def found_splits(self) -> set[str]:
         if self.streaming:  # an unknown test split is sought when it is read
             return {"train", "val"}
+        if self._manifest:
+            return self._manifest.splits
         if self._shards("train", "val"):
             return {split for split in ("train", "val", "test") if self._shards(split)}
         if self._split_folders:
@@ -99,16 +114,20 @@ class ImageFolder(SplitDataModule):
     def load(self, split: str) -> Reader:
         if self.streaming:
             wanted = ("test", "val") if split == "test" else (split,)
-            return StreamReader(self.path, split_names(*wanted))  # type: ignore[return-value]
+            return self._stream(*wanted)  # type: ignore[return-value]
         return super().load(split)
 
     def read(self, split: str) -> Reader:
+        if self._manifest:
+            return self._manifest.read(split, self.class_names)
         if shards := self._shards(split):
             return TarReader(shards).assign_labels(self.shard_class_names)
         if folders := self._split_folders:
             return self._read_folder(folders.get(split) or Path(self.path) / split, split)
         splits = load_hub_dataset(self.path)
-        return HuggingFaceReader(splits[find_split(splits, split_names(split), self.path)], self.path)
+        rows = splits[find_split(splits, split_names(split), self.path)]
+        columns = self._columns(rows, labelled=split != "test")
+        return HuggingFaceReader(rows, self.path, columns, self._label_classes if columns.class_names is None else None)
 
     def train_dataloader(self) -> DataLoader[Any]:
         stream = self.sources["train"]
@@ -161,19 +180,48 @@ class ImageFolder(SplitDataModule):
 
     def _read_class_names(self) -> list[str]:
         if self.streaming:
-            columns = StreamReader(self.path, split_names("train")).columns
-        elif shards := self._shards("train"):
+            columns = self._stream("train").columns
+            if columns.class_names is None:
+                raise UserError(
+                    f"data.streaming: column {columns.label!r} of {self.path!r} is plain integers without class names; "
+                    "make it a ClassLabel (`datasets.Dataset.class_encode_column`), set class_names in a subclass, or do not "
+                    "stream"
+                )
+            return columns.class_names
+        if self._manifest:
+            return self._manifest.class_names
+        if shards := self._shards("train"):
             return tar_class_names(Path(self.path), TarReader(shards))
-        elif self._split_folders:
+        if self._split_folders:
             return self.folder_names
-        else:
-            columns = find_columns(next(iter(load_hub_dataset(self.path).values())).features, self.path)
-        if columns.class_names is None:
-            raise UserError(
-                f"data.path: column {columns.label!r} of {self.path!r} is plain integers without class names; make it "
-                "a ClassLabel (see `datasets.Dataset.class_encode_column`) or subclass ImageFolder and set class_names"
-            )
-        return columns.class_names
+        columns = self._columns(next(iter(load_hub_dataset(self.path).values())))
+        return columns.class_names or [str(value) for value in self._label_classes or []]
+
+    @cached_property
+    def _label_classes(self) -> list[str | int] | None:
+        """Values of the label column in the order of the classes, of labels that are text or integers without names.
+
+        None for integers in a subclass that sets `class_names`: these are class indices.
+        """
+        splits = load_hub_dataset(self.path)
+        rows = splits[find_split(splits, split_names("train"), self.path)]
+        columns = self._columns(rows)
+        if "class_names" in vars(self) or not isinstance(getattr(type(self), "class_names", None), cached_property):
+            return list(self.class_names) if columns.text else None
+        return label_classes(rows, columns)
+
+    def _columns(self, rows: Any, labelled: bool = True) -> Any:
+        return find_columns(rows.features, self.path, self.image_column, self.label_column, labelled)
+
+    def _stream(self, *splits: str) -> StreamReader:
+        return StreamReader(self.path, split_names(*splits), self.image_column, self.label_column)
+
+    @cached_property
+    def _manifest(self) -> Manifest | None:
+        path = Path(self.path)
+        if path.suffix.lower() not in SUFFIXES or not path.is_file():
+            return None
+        return read_manifest(path, self.image_column, self.label_column, self.group_column)
 
     def _shards(self, *splits: str) -> list[Path]:
         return find_shards(Path(self.path), split_names(*splits))

@@ -1,4 +1,4 @@
-"""Readers of images and labels: arrays in memory, image files, Hugging Face data sets, tar shards.
+"""Readers of images and labels: arrays in memory, image files, tar shards.
 
 A reader has a length, returns `(image, label)` by index, and names its images. An image is an array `H, W, 3` uint8
 RGB, or a `LazyImage` of which a crop decodes only what it needs; `np.asarray` converts either to an array.
@@ -7,9 +7,8 @@ RGB, or a `LazyImage` of which a crop decodes only what it needs; `np.asarray` c
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -187,96 +186,6 @@ def read_unlabelled(root: Path) -> FileReader:
     """All images below a folder, without labels."""
     found = find_images(root)
     return FileReader(found.paths, [IGNORE_INDEX] * len(found.paths), found.left_out)
-
-
-# Hugging Face data sets
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a Hugging Face data set that are used.
-
-    Attributes:
-        image: Name of the image column.
-        label: Name of the label column.
-        class_names: Class names of a ClassLabel column; None for plain integers.
-    """
-
-    image: str
-    label: str
-    class_names: list[str] | None
-
-
-def find_columns(features: Any, path: str) -> Columns:
-    """Find the image column and the label column.
-
-    The label column is named `label` (`fine_label` in CIFAR-100, `cls` in tar files) or is the only ClassLabel column.
-
-    Args:
-        features: The `datasets.Features` of the data set.
-        path: The data set in error messages.
-
-    Raises:
-        UserError: If there is no such column, or if the labels are not integers.
-    """
-    from datasets import ClassLabel
-    from datasets import Image as ImageFeature
-
-    images = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
-    if not images:
-        raise UserError(f"data.path: no image column in {path!r}, only {list(features)}")
-    class_labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    labels = [name for name in ("label", "fine_label", "cls") if name in features] or class_labels
-    if not labels or (labels is class_labels and len(labels) > 1):
-        raise UserError(f"data.path: no column 'label' in {path!r}, only {list(features)}; rename the label column")
-    label = labels[0]
-    dtype = str(getattr(features[label], "dtype", features[label]))
-    if not dtype.startswith(("int", "uint", "bool")):
-        raise UserError(
-            f"data.path: column {label!r} of {path!r} is of type {dtype}; expected integers or a ClassLabel "
-            f"(see `datasets.Dataset.class_encode_column`)"
-        )
-    names = getattr(features[label], "names", None)
-    return Columns(images[0], label, list(names) if names else None)
-
-
-def find_split(splits: Any, names: Sequence[str], path: str) -> str:
-    """The first of several names that a data set has as a split.
-
-    Raises:
-        UserError: If it has none of them.
-    """
-    for name in names:
-        if name in splits:
-            return name
-    raise UserError(f"data.path: no split {names[0]!r} in {path!r}, only {list(splits)}")
-
-
-class HuggingFaceReader:
-    """A split (`datasets.Dataset`) of the Hugging Face data set `path`.
-
-    Raises:
-        UserError: If there is no image column or no label column.
-    """
-
-    def __init__(self, split: Any, path: str) -> None:
-        from datasets import Image as ImageFeature
-
-        self.path, self.columns = path, find_columns(split.features, path)
-        self.split = split.cast_column(self.columns.image, ImageFeature(decode=False))
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> tuple[LazyImage, int]:
-        row = self.split[index]
-        image, label, names = row[self.columns.image], row[self.columns.label], self.columns.class_names
-        if names is not None and label >= len(names):
-            raise UserError(f"data.path: class {label} of {self.name(index)} is not one of {len(names)} classes")
-        return LazyImage(image["bytes"] or Path(image["path"]), self.name(index)), label
-
-    def name(self, index: int) -> str:
-        return f"{self.path}[{index}]"
 
 
 # tar shards

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from swin_lightning.batch import IGNORE_INDEX
 from swin_lightning.data.decoding import MAX_PIXELS, CorruptImageError, LazyImage
 from swin_lightning.data.hub_download import first_line
-from swin_lightning.data.readers import find_columns, find_split
+from swin_lightning.data.hub_reader import find_columns, find_split
 from swin_lightning.data.sampling import OnBadImage, blank_image, channels_first
 from swin_lightning.data.transforms import Transform
 from swin_lightning.errors import UserError
@@ -41,12 +41,14 @@ class StreamReader:
     Args:
         path: Hub name, folder, or URL such as `s3://bucket/folder` with `<split>*.parquet` or `<split>*.tar`.
         names: Possible names of the split.
+        image: Name of the image column; found by default.
+        label: Name of the label column; found by default.
 
     Raises:
-        UserError: If the data set cannot be opened, or has no such split, image column or label column.
+        UserError: If the data set cannot be opened, or has no such split, image column or label column of integers.
     """
 
-    def __init__(self, path: str, names: tuple[str, ...]) -> None:
+    def __init__(self, path: str, names: tuple[str, ...], image: str | None = None, label: str | None = None) -> None:
         import datasets
 
         self.path = path
@@ -54,7 +56,12 @@ class StreamReader:
         name = find_split(splits, names, path)
         rows = splits[name]
         # `datasets` knows the features of every format that has image columns before it reads the first row
-        self.columns = find_columns(rows.features or {}, path)
+        self.columns = find_columns(rows.features or {}, path, image, label)
+        if self.columns.text:
+            raise UserError(
+                f"data.streaming: column {self.columns.label!r} of {path!r} is text, whose classes are unknown before "
+                "the whole stream is read; make it a ClassLabel (`datasets.Dataset.class_encode_column`), or do not stream"
+            )
         self.rows = rows.cast_column(self.columns.image, datasets.Image(decode=False))
         info = (rows.info.splits or {}).get(name)
         self.size: int | None = info.num_examples if info is not None and info.num_examples else None
@@ -176,7 +183,7 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
             ) from error
 
     def _item(self, row: dict[str, Any]) -> dict[str, Any]:
-        image, target = row[self.reader.columns.image], int(row[self.reader.columns.label])
+        image, target = row[self.reader.columns.image], int(row[self.reader.columns.label or ""])
         data: bytes = image["bytes"] or fsspec.open(image["path"], "rb").open().read()
         index, bad_index = zlib.crc32(data), -1
         seed = (self.seed, self.epoch, index)

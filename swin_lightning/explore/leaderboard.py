@@ -172,9 +172,8 @@ def describe_machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     path = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", path.read_text(encoding="utf-8") if path.is_file() else "") or [
-        platform.processor()
-    ]
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    names = re.findall(r"model name\s*: (.+)", text) or [platform.processor()]
     return f"{os.cpu_count()} cores {names[0]}"
 
 

@@ -23,10 +23,17 @@ def export(args: list[str]) -> None:
     If the run kept averaged (EMA) weights, these are exported. A program (onnx, pt2, torchscript) takes normalised
     float32 images B, 3, H, W and returns logits; with --with-preprocessing it takes one uint8 RGB image H, W, 3 of any
     size and returns the probability of each class. It carries class names, mean, standard deviation, image size and
-    crop as metadata. The file is run once and compared with the checkpoint before it is called written.
+    crop as metadata. hub is a folder with a model card that this package, timm and transformers load. The result is run
+    once and compared with the checkpoint before it is called written.
     """
     options = build_parser().parse_args(args)
     _check_options(options)
+
+    if options.format == "hub":
+        from swin_lightning.export.hub_folder import export_hub
+
+        export_hub(options.checkpoint, Path(options.output), options.push, options.allow_classes)
+        return
 
     from swin_lightning.export.conversion import export_program, export_weights_file  # imports torch and Lightning
 
@@ -48,13 +55,15 @@ def build_parser() -> CommandParser:
     """Parser of the command."""
     parser = CommandParser("swin-lightning export", description=export.__doc__)
     parser.add_argument("checkpoint", metavar="RUN_OR_CKPT", help="run folder (its best checkpoint), or a checkpoint")
+    formats = [*EXPORT_FORMATS, *PROGRAMS, "hub"]
     parser.add_argument(
         "--format",
-        choices=[*EXPORT_FORMATS, *PROGRAMS],
+        choices=formats,
         default="swin_lightning",
         help="weight format, or kind of program",
     )
     suffixes = ".safetensors or .pth file; " + ", ".join(f"{suffix} for {name}" for name, suffix in PROGRAMS.items())
+    suffixes += "; new folder for hub"
     parser.add_argument("--output", required=True, metavar="FILE", help=suffixes)
     parser.add_argument(
         "--size", type=int, nargs="+", metavar="S", help="image size of a program (default: that of the checkpoint)"
@@ -66,6 +75,9 @@ def build_parser() -> CommandParser:
     precision.add_argument("--int8", action="store_true", help="quantize an ONNX program with calibration images")
     precision.add_argument("--fp16", action="store_true", help="half-precision weights of an ONNX program")
     parser.add_argument("--calibration", metavar="PATH", help="images for --int8 (default: training images of the run)")
+    parser.add_argument(
+        "--push", metavar="OWNER/NAME", help="upload the folder of --format hub to the Hugging Face Hub"
+    )
     add_allow_option(parser)
     return parser
 
@@ -83,6 +95,8 @@ def _check_options(options: "argparse.Namespace") -> None:
     for name in ONNX_OPTIONS:
         if getattr(options, name) and options.format != "onnx":
             refuse(name, "--format onnx")
+    if options.push and options.format != "hub":
+        refuse("push", "--format hub")
     if options.calibration and not options.int8:
         raise UserError(f"--calibration {options.calibration} is only valid with --int8")
     suffix = PROGRAMS.get(options.format)

@@ -261,7 +261,8 @@ def explicit_attention(
 def launch_options(tokens: int, cosine: bool, capability: int, backward: bool) -> dict[str, int]:
     """Warps and pipeline stages of a program, chosen so that no register is spilled."""
     few = not cosine and (capability == 9 or (not backward and capability != 10))
-    return {"num_warps": {16: 1, 32: 2}.get(block_size(tokens), 4 if few else 8), "num_stages": 2}
+    warps = {16: 1, 32: 2}.get(block_size(tokens), 4 if few else 8)
+    return {"num_warps": warps, "num_stages": 1 if capability == 10 else 2}
 
 
 def block_size(tokens: int) -> int:

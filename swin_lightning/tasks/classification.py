@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from swin_lightning.batch import IGNORE_INDEX, Batch
+from swin_lightning.batch import IGNORE_INDEX, Batch, Preprocessing, find_preprocessing
 from swin_lightning.checkpoint_classes import Allowed
 from swin_lightning.class_counts import ClassCounts, mean_scores
 from swin_lightning.errors import UserError, summarize
@@ -21,6 +21,7 @@ from swin_lightning.losses import class_probabilities
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.ranges import PositiveInt, Rate, check_arguments
 from swin_lightning.tasks.base import Task
+from swin_lightning.tasks.hub_mixin import HubMixin
 from swin_lightning.tasks.loading import load_module
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ OWN_METRICS = ("loss", "acc", "acc5")  # means over images
 CLASS_METRICS = ("f1_macro", "acc_balanced")  # means over classes
 
 
-class SwinClassifier(Task):
+class SwinClassifier(Task, HubMixin):
     """Image classifier. The backbone is any module with `num_features` that maps images to `B, num_features`.
 
     `val/loss` and `test/loss` are the training loss without label smoothing. `f1_macro` and `acc_balanced` are means
@@ -93,6 +94,7 @@ class SwinClassifier(Task):
             for name, metric in (metrics or {}).items():
                 _check_metric(name, metric, num_classes)
                 self.metrics[f"{split}/{name}"] = deepcopy(metric)
+        self.preprocessing: Preprocessing | None = None  # that of the checkpoint it was loaded from
         self.finish_init()
 
     def logged_metrics(self) -> list[str]:
@@ -106,6 +108,10 @@ class SwinClassifier(Task):
     def forward(self, images: Tensor) -> Tensor:
         """Logits `B, num_classes` of normalised images `B, 3, H, W`."""
         return self.head(self.backbone(images))  # type: ignore[no-any-return]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.preprocessing = find_preprocessing(checkpoint) or self.preprocessing
 
     def compute_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of a batch. Override it, or `training_step`, in a subclass.

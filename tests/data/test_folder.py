@@ -110,26 +110,35 @@ def test_parquet_files(tmp_path, hf_cache):
     assert contents(data.load("val")) == contents(data.load("test")) == [(9, 0)]
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_integer_labels_without_class_names_are_an_error_of_num_classes(tmp_path, hf_cache, streaming):
+def test_integer_labels_are_class_indices_of_a_subclass_with_names(tmp_path, hf_cache):
     class Named(ImageFolder):
         class_names = ["cat", "dog"]
 
     features = {"image": datasets.Image(), "label": datasets.Value("int64")}
     path = str(write_parquet(tmp_path / "hub", features, [("train", 0, [5, 6], [1, 0])]))
-    message = f"data.path: column 'label' of '{path}' is plain integers without class names; make it a ClassLabel"
-    with pytest.raises(UserError, match=message):
-        ImageFolder(path, streaming=streaming).num_classes  # noqa: B018
-    assert Named(path, streaming=streaming).num_classes == 2
+    assert Named(path, streaming=True).num_classes == Named(path).num_classes == 2
     assert contents(Named(path, val_size=0).load("train")) == [(5, 1), (6, 0)]
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_text_labels_are_an_error_of_num_classes(tmp_path, hf_cache, streaming):
-    features = {"image": datasets.Image(), "label": datasets.Value("string")}
-    path = str(write_parquet(tmp_path / "hub", features, [("train", 0, [5, 6], ["cat", "dog"])]))
-    with pytest.raises(UserError, match=f"data.path: column 'label' of '{path}' is of type string; expected integers"):
-        ImageFolder(path, streaming=streaming).num_classes  # noqa: B018
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        ("int64", [1, 0], "is plain integers without class names; make it a ClassLabel"),
+        ("string", ["cat", "dog"], "is text, whose classes are unknown before the whole stream is read"),
+    ],
+)
+def test_labels_of_a_stream_need_names(tmp_path, hf_cache, kind, values, message):
+    features = {"image": datasets.Image(), "label": datasets.Value(kind)}
+    path = str(write_parquet(tmp_path / "hub", features, [("train", 0, [5, 6], values)]))
+    with pytest.raises(UserError, match=rf"data\.streaming: column 'label' of '{path}' {message}"):
+        ImageFolder(path, streaming=True).num_classes  # noqa: B018
+
+
+def test_relative_folder_with_the_name_of_a_builder_is_streamed(tmp_path, hf_cache, monkeypatch):
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    write_parquet(tmp_path / "parquet", features, [("train", 0, [5, 6], [1, 0])])
+    monkeypatch.chdir(tmp_path)
+    assert ImageFolder("parquet", streaming=True).class_names == ["cat", "dog"]
 
 
 # prediction

@@ -1,17 +1,13 @@
-"""Readers of class folders, Hugging Face data sets and tar shards."""
+"""Readers of class folders and tar shards."""
 
 import tarfile
 
-import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
 from swin_lightning.data.readers import (
-    HuggingFaceReader,
     TarReader,
-    find_columns,
-    find_split,
     list_class_folders,
     read_class_folders,
     tar_class_names,
@@ -79,61 +75,6 @@ def test_corrupt_image_is_an_error_with_its_path(folder, damage):
     reader = read_class_folders(folder, ["cat", "dog"])
     with pytest.raises(UserError, match=f"cannot read image {path}"):
         np.asarray(reader[4][0])
-
-
-# Hugging Face data sets
-
-IMAGE, TEXT = datasets.Image(), datasets.Value("string")
-INTEGER, CLASSES = datasets.Value("int32"), datasets.ClassLabel(names=["cat", "dog"])
-
-
-@pytest.mark.parametrize(
-    ("features", "image", "label", "names"),
-    [
-        ({"image": IMAGE, "label": CLASSES}, "image", "label", ["cat", "dog"]),
-        ({"label": INTEGER, "img": IMAGE}, "img", "label", None),
-        ({"img": IMAGE, "coarse_label": CLASSES, "fine_label": CLASSES}, "img", "fine_label", ["cat", "dog"]),
-        ({"jpg": IMAGE, "cls": INTEGER, "__key__": TEXT}, "jpg", "cls", None),
-        ({"image": IMAGE, "species": CLASSES, "caption": TEXT}, "image", "species", ["cat", "dog"]),
-    ],
-)
-def test_image_and_label_columns_are_found(features, image, label, names):
-    columns = find_columns(features, "x")
-    assert (columns.image, columns.label, columns.class_names) == (image, label, names)
-
-
-@pytest.mark.parametrize(
-    ("features", "message"),
-    [
-        ({"label": CLASSES}, r"no image column in 'owner/name', only \['label'\]"),
-        ({}, "no image column in 'owner/name'"),
-        ({"image": IMAGE, "y": INTEGER}, r"no column 'label' in 'owner/name', only \['image', 'y'\]"),
-        ({"image": IMAGE, "a": CLASSES, "b": CLASSES}, "no column 'label'"),
-        ({"image": IMAGE, "label": TEXT}, "column 'label' of 'owner/name' is of type string; expected integers"),
-        ({"image": IMAGE, "label": datasets.List(INTEGER)}, r"column 'label' .* is of type List\(.*; expected"),
-    ],
-)
-def test_unusable_columns_are_an_error(features, message):
-    with pytest.raises(UserError, match=rf"data\.path: {message}"):
-        find_columns(features, "owner/name")
-
-
-def test_first_of_several_split_names_is_used():
-    assert find_split({"valid": 1, "validation": 2}, ["val", "validation", "valid"], "x") == "validation"
-    with pytest.raises(UserError, match=r"data\.path: no split 'val' in 'owner/name', only \['train'\]"):
-        find_split({"train": 1}, ["val", "validation"], "owner/name")
-
-
-def test_hugging_face_reader_reads_bytes_and_paths(tmp_path):
-    write_image(tmp_path / "7.png", 7)
-    rows = {"img": [{"bytes": grey_png(5), "path": None}, {"bytes": None, "path": str(tmp_path / "7.png")}]}
-    features = datasets.Features({"img": IMAGE, "label": CLASSES})
-    reader = HuggingFaceReader(datasets.Dataset.from_dict(rows | {"label": [1, 0]}, features=features), "owner/name")
-    assert [(np.asarray(image)[0, 0].tolist(), label) for image, label in (reader[0], reader[1])] == [
-        ([5, 5, 5], 1),
-        ([7, 7, 7], 0),
-    ]
-    assert (len(reader), reader.name(1)) == (2, "owner/name[1]")
 
 
 # tar shards

@@ -4,6 +4,7 @@ It answers the requests of `datasets` and `huggingface_hub` when a data set is l
 the behaviour of the real Hub is not covered. `Server.requests` records the requests.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -22,6 +23,7 @@ class Server:
         self.faults = {}  # path -> faults of its next GET requests: ("status", code) or ("disconnect", bytes sent)
         self.advertised = {}  # path -> content whose checksum the Hub reports, if it is not that of the file
         self.requests = []  # (method, path, range)
+        self.commits = {}  # name of a model repository -> path -> content of the files that were uploaded
 
     def __enter__(self):
         handler = type("Handler", (_Handler,), {"server_state": self})
@@ -107,18 +109,35 @@ class _Handler(BaseHTTPRequestHandler):
         self.respond()
 
     def do_POST(self):
-        self.form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.body = self.read_body()
+        self.form = parse_qs(self.body.decode(errors="replace"))
         self.respond()
+
+    def read_body(self):
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def respond(self):
         path = unquote(urlsplit(self.path).path)
         self.server_state.requests.append((self.command, path, self.headers.get("Range")))
         api = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(/.*)?)?", path)
         resolved = re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        model = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        upload = re.fullmatch(r"/api/(?:repos|models|validate-yaml)(?:/([^/]+/[^/]+))?(?:/(\w+)(?:/\w+)?)?", path)
         if api:
             self.respond_to_api(*api.groups())
         elif resolved:
             self.respond_with_file(f"/datasets/{resolved[1]}/{resolved[3]}", hub=True)
+        elif model:
+            self.respond_with_file(f"/{model[1]}/{model[3]}", hub=True)
+        elif upload:
+            self.respond_to_upload(*upload.groups())
         elif path.endswith("/"):
             files = self.server_state.files
             names = sorted({file[len(path) :].split("/")[0] for file in files if file.startswith(path)})
@@ -143,6 +162,32 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": path[len(root) :]} for path in paths]
             found = {"id": name, "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "siblings": siblings}
         return self.answer(200, json.dumps(found).encode(), Content_Type="application/json")
+
+    def respond_to_upload(self, name, endpoint):
+        """Create a model repository, or commit files to it; all of them come within the commit."""
+        state, lines = self.server_state, [json.loads(line) for line in self.body.splitlines() if line[:1] == b"{"]
+        if endpoint == "create":
+            created = lines[0]
+            name = "/".join(filter(None, (created.get("organization"), created["name"])))
+            answer = {"url": f"{state.url}/{name}", "name": name, "id": name}
+        elif endpoint == "preupload":
+            answer = {
+                "files": [
+                    {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in lines[0]["files"]
+                ]
+            }
+        elif endpoint == "commit":
+            files = {
+                line["value"]["path"]: base64.b64decode(line["value"]["content"])
+                for line in lines
+                if line["key"] == "file"
+            }
+            state.commits.setdefault(name, {}).update(files)
+            state.files |= {f"/{name}/{path}": content for path, content in files.items()}
+            answer = {"commitUrl": f"{state.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
+        else:
+            answer = {"id": name, "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "siblings": []}
+        return self.answer(200, json.dumps(answer).encode(), Content_Type="application/json")
 
     def respond_with_file(self, path, hub):
         state = self.server_state
