@@ -33,7 +33,7 @@ from swin_lightning.checkpoint_classes import check_block, named_classes
 from swin_lightning.checkpointing import PerStepSeed
 from swin_lightning.commands import COMMANDS, asks_for_help, check_command, load_command, names_experiment
 from swin_lightning.data import ImageDataModule, ImageNet
-from swin_lightning.errors import UserError, summarize, user_error
+from swin_lightning.errors import UserError, shorten, user_error
 from swin_lightning.experiment_files import installed_experiments
 from swin_lightning.loggers import place_in_run_folder
 from swin_lightning.models.registry import compare_to_published
@@ -95,8 +95,6 @@ class CLI(LightningCLI):
         commands = LightningCLI.subcommands()
         return {name: commands[name] for name in commands if name == self._command} or commands
 
-    # the options are those of config.add_options
-
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """None of Lightning's."""
 
@@ -108,7 +106,8 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         arguments = config.resolve_experiments(list(args or []))
-        self.config = parser.parse_args(arguments)
+        self.config = config.parse(parser, arguments)
+        self.planned_epochs = config.planned_epochs(arguments)
         options = self.config[self.config.subcommand]
         options.experiment = options.experiment or config.experiment_name(arguments)
         self.run = self._find_run(options, arguments)
@@ -201,12 +200,12 @@ class CLI(LightningCLI):
             trainer["enable_progress_bar"] = sys.stdout.isatty()
         if not dry_run:
             text = yaml.safe_dump(self.saved_config, sort_keys=False, allow_unicode=True)
-            named = config.flatten(self.saved_config)
-            callbacks.append(SaveConfig(self.run, text, named, str(self.subcommand)))
+            callbacks.append(SaveConfig(self.run, text, config.flatten(self.saved_config), str(self.subcommand)))
         try:
             return Trainer(**{**trainer, "callbacks": [Shutdown(), *callbacks]})
-        except (ValueError, TypeError, MisconfigurationException) as error:  # a bug in it would be Lightning's
-            raise UserError(f"trainer: {summarize(error)}") from error
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            given = f"accelerator {trainer['accelerator']}, devices {trainer['devices']}"
+            raise UserError(f"trainer: {shorten(error, 300)} Given: {given}; check the options of trainer") from error
 
     def instantiate_classes(self) -> None:
         """Build the model and the data module; those of a checkpoint may not be larger than what it holds."""
@@ -216,6 +215,7 @@ class CLI(LightningCLI):
             super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
+        self.model.planned_epochs = self.planned_epochs
         found = self.model.hparams.get("num_classes")
         if self.checkpoint_classes is not None and self.checkpoint_classes != found:
             raise UserError(

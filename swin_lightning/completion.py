@@ -104,11 +104,12 @@ def case(patterns: Iterable[str], names: Iterable[str] = (), options: Iterable[s
 def trainer_options() -> dict[str, list[str]]:
     """Options of `fit`, with those of all classes that this package provides, and the values to choose from."""
     from swin_lightning import options
+    from swin_lightning.config_check import GROUPS
     from swin_lightning.signatures import parameters
 
     found = {"--ckpt_path": ["last", "best"], "--experiment": [], "--seed_everything": []}
     found |= {"--test_after_fit": ["true", "false"], "--print_config": []}
-    targets = {group: [cls] for group, cls in options.GROUPS.items()}
+    targets = {group: [cls] for group, cls in GROUPS.items()}
     for key, known in zip(CLASSES, (options.task_classes(), options.backbones(), options.data_modules()), strict=True):
         found |= {f"--{key}": list(known), f"--{key}.help": list(known)}
         targets[key] = list(known.values())

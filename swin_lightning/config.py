@@ -4,36 +4,31 @@ A configuration has three layers: `experiments/base.yaml`, one experiment with o
 the command line. `model` and `data` name a class and its arguments; options and W&B leave out the level `init_args`.
 """
 
-import difflib
 import enum
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ActionConfigFile, Namespace, dict_to_namespace  # type: ignore[attr-defined]
-from jsonargparse.typing import NonNegativeInt
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from swin_lightning.callbacks import EarlyStopping
 from swin_lightning.checkpoint_classes import Allowed, check_block
-from swin_lightning.checkpointing import Checkpoint
-from swin_lightning.data import ImageDataModule
-from swin_lightning.ema import EMA
-from swin_lightning.errors import UserError, collapse_whitespace
+from swin_lightning.config_check import GROUPS, check_values
+from swin_lightning.errors import UserError, shorten
 from swin_lightning.experiment_files import find_experiment, installed_experiments
-from swin_lightning.models import SwinTransformer
-from swin_lightning.non_finite import NonFinite
+from swin_lightning.parser_errors import explain, short_key
 from swin_lightning.runs import RunFolder
 from swin_lightning.tasks import SwinClassifier
+from swin_lightning.yaml_files import check_yaml, locate, read_text, read_yaml
 
 # defaults such as `Interval.step` of Lightning's Timer, whose annotation is str, are dumped as their values
 yaml.SafeDumper.add_multi_representer(enum.Enum, lambda dumper, member: dumper.represent_data(member.value))
-START = "start from an experiment: -c digits_swin_micro"
 
 
 # experiments
@@ -51,6 +46,12 @@ def resolve_experiments(arguments: Sequence[str]) -> list[str]:
         value_follows = argument in ("-c", "--config")
         resolved.append(argument)
     return resolved
+
+
+def config_files(arguments: Sequence[str]) -> list[str]:
+    """The configuration files of resolved arguments, in order."""
+    follows = [value for flag, value in pairwise(arguments) if flag in ("-c", "--config")]
+    return follows + [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
 
 
 def experiment_name(arguments: Sequence[str]) -> str:
@@ -92,6 +93,12 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         raise UserError(explain(message)) from ex
 
+    def validate(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        """Check types, then ranges; of the whole configuration, not of the arguments of a class by themselves."""
+        super().validate(cfg, *args, **kwargs)
+        if isinstance(cfg, Namespace) and "trainer" in cfg:
+            check_values(cfg)
+
     def add_function_arguments(self, *args: Any, linked_targets: Any = None, **kwargs: Any) -> Any:
         """Without the link targets of the enclosing class, which jsonargparse 4.53 passes to functions by mistake.
 
@@ -102,7 +109,7 @@ class Parser(LightningArgumentParser):
 
 def add_options(parser: LightningArgumentParser) -> None:
     """Add the options that `fit`, `validate`, `test` and `predict` share."""
-    parser.add_argument("--seed_everything", type=NonNegativeInt, default=0, help="Seed of the data and the network.")
+    parser.add_argument("--seed_everything", type=int, default=0, help="Seed of the data and the network.")
     parser.add_argument("--experiment", type=str | None, help="Name of the experiment; by default the first file's.")
     parser.add_argument(
         "--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end of `fit`."
@@ -113,14 +120,11 @@ def add_options(parser: LightningArgumentParser) -> None:
         default="",
         help="Classes or modules, separated by commas, that the checkpoint may name besides those of swin_lightning.",
     )
-    parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     parser.set_defaults({"model": {"class_path": f"swin_lightning.{SwinClassifier.__name__}"}})
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
-    parser.add_lightning_class_args(Checkpoint, "checkpoint")
-    parser.add_lightning_class_args(EMA, "ema")
-    parser.add_lightning_class_args(EarlyStopping, "early_stopping")
-    parser.add_lightning_class_args(NonFinite, "non_finite")
+    for key, group in GROUPS.items():
+        parser.add_lightning_class_args(group, key)
     for name in ("num_classes", "class_names", "class_weights"):
         # through a function: a data module without the attribute serves any model that does not need it
         parser.link_arguments("data", f"model.init_args.{name}", _attribute(name), apply_on="instantiate")
@@ -137,13 +141,72 @@ def build_parser() -> Parser:
     return parser
 
 
+def parse(parser: LightningArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Parse arguments; an error of a configuration file names the file and the line.
+
+    Args:
+        parser: The parser, with subcommands or without.
+        arguments: Arguments with the names of experiments.
+
+    Raises:
+        UserError: For an unknown option, a value of the wrong type or out of range, or a file that cannot be read.
+    """
+    resolved = resolve_experiments(arguments)
+    files = config_files(resolved)
+    roots = {path: check_yaml(read_text(path), path) for path in files}
+    for path, root in roots.items():
+        check_sections(path, root)
+    for argument in resolved:
+        if "&" in argument and "*" in argument:
+            check_yaml(argument.partition("=")[2], argument.partition("=")[0])
+    try:
+        return parser.parse_args(resolved)
+    except UserError as error:
+        key = re.match(r"(?:unknown option )?([\w.]+)", str(error))
+        if key is None or any(argument.startswith(f"--{key[1]}") for argument in resolved):
+            raise
+        for path in reversed(files):  # a later file replaces values of an earlier one
+            if (line := locate(roots[path], key[1])) is not None:
+                raise UserError(f"{path}:{line}: {error}") from error
+        raise
+
+
+def planned_epochs(arguments: Sequence[str]) -> int:
+    """The largest `trainer.max_epochs` that a configuration file states, 0 if none does.
+
+    A run with fewer, as to try an experiment out, keeps the warm-up of the experiment.
+    """
+    stated = [0]
+    for path in config_files(resolve_experiments(arguments)):
+        trainer = (read_yaml(path) or {}).get("trainer")
+        epochs = trainer.get("max_epochs") if isinstance(trainer, dict) else None
+        stated += [epochs] if isinstance(epochs, int) else []
+    return max(stated)
+
+
+def check_sections(path: str, root: yaml.Node | None) -> None:
+    """Check that a configuration file is a mapping, and its sections mappings too."""
+    if root is None:
+        return
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"{path}: expected a mapping of options such as model and data")
+    for name, value in root.value:
+        where = f"{path}:{name.start_mark.line + 1}: {name.value}"
+        if name.value in GROUPS and not isinstance(value, yaml.MappingNode):
+            raise UserError(f"{where} {shorten(value.value)}: expected a mapping of options")
+        if name.value in ("model", "data") and isinstance(value, yaml.SequenceNode):
+            raise UserError(f"{where}: a list; expected class_path and init_args")
+    if all(value.tag.endswith(":null") for _, value in root.value):
+        raise UserError(f"{path}:1: {root.value[0][0].value} has no value; expected class_path and init_args")
+
+
 def load(arguments: Sequence[str]) -> Namespace:
     """Parse and check arguments of `swin-lightning fit`, without the word fit. Nothing is built.
 
     Raises:
         UserError: For an unknown option, a value of the wrong type, or a file that does not exist.
     """
-    return build_parser().parse_args(resolve_experiments(arguments))
+    return parse(build_parser(), arguments)
 
 
 def load_file(path: str | Path) -> Namespace:
@@ -181,7 +244,7 @@ def instantiate(config: Namespace) -> tuple[Any, Any]:
     """
     part = dict_to_namespace({key: config[key] for key in ("seed_everything", "data", "model")})
     parser = Parser()
-    parser.add_argument("--seed_everything", type=NonNegativeInt, default=0)
+    parser.add_argument("--seed_everything", type=int, default=0)
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
     for name in ("num_classes", "class_names", "class_weights"):
@@ -193,74 +256,6 @@ def instantiate(config: Namespace) -> tuple[Any, Any]:
 def flatten(tree: dict[str, Any]) -> dict[str, Any]:
     """Nested configuration -> dotted keys as on the command line, without `init_args`."""
     return {short_key(key): value for key, value in dict_to_namespace(tree).items()}
-
-
-def short_key(key: str) -> str:
-    """A key as on the command line: `model.init_args.lr` -> `model.lr`."""
-    return key.replace(".init_args.", ".")
-
-
-# errors
-
-
-def explain(message: str) -> str:
-    """A message of jsonargparse in one line, with the nearest valid option if one is misspelt."""
-    line = collapse_whitespace(message)
-    keys: list[str] = []
-    # from the outside in: the key, then the first of the alternatives of its type, which is the one that was meant
-    while match := re.search(r'^.*?Parser key "([\w.]+)": ?|^.*?Errors: - |^Problem with given class_path .*?: ', line):
-        keys += [match[1]] if match[1] else []
-        line = line[match.end() :]
-    key = short_key(".".join(keys)).removeprefix("init_args.")
-    key = re.sub(r"^(fit|validate|test|predict)(\.|$)", "", key)
-    line, _, given = line.partition(" Given value type:")
-    line = re.sub(r"^Type .*? expects a function or a callable class: ", "", line)
-    pattern = r"unrecognized arguments: --([\w.]+)|option '([\w.]+)' is not accepted|not accept option '([\w.]+)'"
-    if unknown := re.search(pattern, line, re.I):
-        name = unknown[1] or unknown[2] or unknown[3]
-        if name == "class_path":
-            return f"{key}: arguments beside class_path belong under init_args"
-        return unknown_option(f"{key}.{name}" if unknown[2] and key else name)
-    if required := re.search(r"arguments? (?:is|are) required: (?:fit\.)?([\w., ]+)", line):
-        names = ", ".join(f"{key}.{name}".lstrip(".") for name in required[1].strip().split(", "))
-        return f"missing {names}" + (f"; {START}" if {"model.backbone", "model", "data"} & {*names.split(", ")} else "")
-    alternatives = list(
-        dict.fromkeys(_expected(part) for part in line.split(" - ") if "<class 'NoneType'>" not in part)
-    )
-    line = " or ".join(alternatives)
-    if line.startswith("expected ") and ", got " not in line and (value := re.search(r"Given value: (.*)", given)):
-        nested = re.match(r"NestedArg\(key=.*?, val=(.*)\)", value[1])
-        line += f", got {nested[1] if nested else value[1]}"
-    return f"{key}: {line}" if key else line
-
-
-def _expected(text: str) -> str:
-    """One alternative of a type, such as `Expected a <class 'int'>. Got value: x`, in plain words."""
-    text = re.sub(r"Expected an? typing\.Literal\[(.*?)\]", lambda m: f"expected one of {m[1]}".replace("'", ""), text)
-    text = re.sub(r"Expected an? (?:<class '(?:[\w.]*\.)?(\w+)'>)?", r"expected \1", text)
-    text = re.sub(r"expected dot import path string: .*", "a class path such as my_module.MyClass", text)
-    return re.sub(r"[.,]? Got value: ", ", got ", text).strip()
-
-
-def unknown_option(key: str) -> str:
-    """The message for an option that does not exist, with the nearest one that does."""
-    key = short_key(key)
-    key = re.sub(r"^(fit|validate|test|predict)\.", "", key)
-    options, leaf = sorted(known_options()), key.rsplit(".", 1)[-1].lower()
-    same = [option for option in options if option.rsplit(".", 1)[-1].lower() == leaf]
-    near = sorted(same, key=lambda option: (option.count("."), option)) or difflib.get_close_matches(
-        key, options, n=1, cutoff=0.5
-    )
-    return f"unknown option {key}" + (f"; did you mean {near[0]}?" if near else "; see swin-lightning fit --help")
-
-
-def known_options() -> set[str]:
-    """The options with a name of their own, and those of the classes that this package provides."""
-    keys = set(map(short_key, build_parser().get_defaults(skip_validation=True).keys()))
-    for prefix, base in {"model": SwinClassifier, "model.backbone": SwinTransformer, "data": ImageDataModule}.items():
-        for cls in [base, *_subclasses(base)]:
-            keys |= {f"{prefix}.{name}" for name in init_parameters(cls)}
-    return keys
 
 
 def init_parameters(cls: type) -> dict[str, inspect.Parameter]:
@@ -284,10 +279,3 @@ def _attribute(name: str) -> Any:
 
     read.__name__ = name
     return read
-
-
-def _subclasses(base: type) -> Iterator[type]:
-    children: list[type] = base.__subclasses__()
-    for child in children:
-        yield child
-        yield from _subclasses(child)

@@ -7,7 +7,9 @@ exception is a bug, of this package or of a library, and keeps its traceback.
 import argparse
 import errno
 import re
-from typing import NoReturn
+from typing import Any, NoReturn
+
+SHOWN = 80  # characters of a value in a message
 
 
 class UserError(ValueError):
@@ -75,7 +77,9 @@ def user_error(error: BaseException) -> UserError | None:
     for cause in causes:
         # by name: this module imports nothing heavy
         misconfigured = type(cause).__name__ == "MisconfigurationException"
-        if misconfigured or (isinstance(cause, ModuleNotFoundError) and cause is not error):
+        if isinstance(cause, ModuleNotFoundError) and cause is not error:
+            return UserError(_missing_module(cause))
+        if misconfigured:
             return UserError(summarize(cause))
         if isinstance(cause, ValueError) and (missing := _missing_package(str(cause))):
             return UserError(missing)
@@ -97,9 +101,30 @@ def summarize(error: BaseException) -> str:
     return collapse_whitespace(text)
 
 
+def shorten(value: Any, most: int = SHOWN) -> str:
+    """A value as in YAML, or a message, on one line and at most `most` characters of it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, tuple):
+        value = list(value)
+    plain = (isinstance(value, str) and value) or isinstance(value, BaseException)
+    text = collapse_whitespace(str(value) if plain else repr(value))
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def collapse_whitespace(message: str) -> str:
     """Replace every run of white space by one space."""
     return re.sub(r"\s+", " ", message).strip()
+
+
+def _missing_module(error: ModuleNotFoundError) -> str:
+    """What a library says about a package that it needs; some repeat themselves."""
+    text = summarize(error)
+    command = re.search(r"`(pip install [^`]+)`", text)
+    needs = re.search(r"Requirement '([^']+)'", text)
+    if command is None or needs is None:
+        return text
+    return f"the configuration needs the package {needs[1]}, which is not installed: {command[1].replace(' -U', '')}"
 
 
 def _missing_package(message: str) -> str | None:

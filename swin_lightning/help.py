@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 
 from swin_lightning import config, options
 from swin_lightning.commands import TRAINER_COMMANDS, asks_for_help
+from swin_lightning.config_check import GROUPS
 from swin_lightning.errors import UserError
 from swin_lightning.options import (
     LINKED,
@@ -98,12 +99,12 @@ def help_page(command: str, arguments: Sequence[str]) -> Iterator[str]:
     yield from class_section("data", values.data, "swin_lightning.data.ImageDataModule")
     for group in ("checkpoint", "ema", "early_stopping", "non_finite"):
         yield f"\n{group}:"
-        yield from table(rows(group, options.GROUPS[group], vars(values[group])))
+        yield from table(rows(group, GROUPS[group], vars(values[group])))
     yield "\ntrainer:"
-    known = parameters(options.GROUPS["trainer"])
+    known = parameters(GROUPS["trainer"])
     changed = [name for name, parameter in known.items() if values.trainer[name] != parameter.default]
     shown = {name: values.trainer[name] for name in known if name in TRAINER or name in changed}
-    yield from table(rows("trainer", options.GROUPS["trainer"], shown))
+    yield from table(rows("trainer", GROUPS["trainer"], shown))
     others = "Also --trainer." + ", ".join(name for name in known if name not in shown)
     yield from textwrap.wrap(others, WIDTH, initial_indent="  ", subsequent_indent="  ")
     yield FOOTER
@@ -169,8 +170,8 @@ def class_help(key: str, class_path: str, arguments: Sequence[str]) -> Iterator[
 
 def configured_classes(key: str, arguments: Sequence[str]) -> list[str]:
     """Class paths in the configuration at a key such as `model.backbone` or `trainer.logger`."""
-    if key in options.GROUPS:
-        return [f"{options.GROUPS[key].__module__}.{options.GROUPS[key].__name__}"]
+    if key in GROUPS:
+        return [f"{GROUPS[key].__module__}.{GROUPS[key].__name__}"]
     found: Any = options.effective_config(arguments)
     for name in key.split("."):
         found = {**vars(found), **class_arguments(found)}.get(name) if isinstance(found, Namespace) else None

@@ -19,20 +19,9 @@ import swin_lightning.data
 import swin_lightning.models
 import swin_lightning.tasks
 from swin_lightning import config
-from swin_lightning.callbacks import EarlyStopping
-from swin_lightning.checkpointing import Checkpoint
-from swin_lightning.ema import EMA
 from swin_lightning.experiment_files import installed_experiments
-from swin_lightning.non_finite import NonFinite
 from swin_lightning.ranges import Range, constraints
 
-GROUPS = {
-    "trainer": Trainer,
-    "checkpoint": Checkpoint,
-    "ema": EMA,
-    "early_stopping": EarlyStopping,
-    "non_finite": NonFinite,
-}
 LINKED = {
     *(
         "model.num_classes",
@@ -94,7 +83,7 @@ def effective_config(arguments: Sequence[str], command: str = "fit") -> Namespac
     config.add_options(parser)
     skip: set[str | int] = {"model", "train_dataloaders", "val_dataloaders", "datamodule", "dataloaders"}
     parser.add_method_arguments(Trainer, command, skip=skip)
-    return parser.parse_args(config.resolve_experiments(arguments))
+    return config.parse(parser, arguments)
 
 
 # types and values in words

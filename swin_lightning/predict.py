@@ -16,13 +16,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from swin_lightning.batch import IGNORE_INDEX, Preprocessing
 from swin_lightning.callbacks import batch_size as count_images
 from swin_lightning.data import ImageDataModule
-from swin_lightning.data.readers import FileReader, list_images
+from swin_lightning.data.layouts import find_images, left_out_note
+from swin_lightning.data.readers import FileReader
 from swin_lightning.data.sampling import OnBadImage
 from swin_lightning.errors import CommandParser, UserError, add_allow_option
 from swin_lightning.inference import PrecisionName, Predictor, ProgramPredictor
 from swin_lightning.prediction_callbacks import PredictionWriter
 from swin_lightning.prediction_file import PredictionFile, Row, columns_of
-from swin_lightning.shutdown import Shutdown
+from swin_lightning.shutdown import Interrupted, Shutdown
 from swin_lightning.trainer_precision import default_precision
 
 LISTS = (".csv", ".tsv", ".txt")
@@ -60,7 +61,11 @@ def predict(args: list[str]) -> None:
         known, todo = _remaining(file, columns, paths)
         if done := len(paths) + len(known) - len(todo):
             print(f"continuing {file.path}: {done} of {len(paths)} images are done", file=sys.stderr, flush=True)
-        _run(predictor, todo, PredictionWriter(file, options.top_k, known), len(paths), options)
+        try:
+            _run(predictor, todo, PredictionWriter(file, options.top_k, known), len(paths), options)
+        except Interrupted:
+            print(f"\n{file.path} is incomplete; the same command continues", file=sys.stderr, flush=True)
+            raise
 
 
 def build_parser() -> CommandParser:
@@ -189,10 +194,13 @@ def collect(arguments: Iterable[str]) -> Iterator[str]:
         if argument == "-":
             yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
         elif path.is_dir():
-            found = list_images(path)
-            if not found:
-                raise UserError(f"no images in folder {argument!r}")
-            yield from map(str, found)
+            found = find_images(path)
+            note = left_out_note(found.left_out)
+            if not found.paths:
+                raise UserError(f"no images in folder {argument!r}{note}")
+            if note:
+                print(f"{argument}: {len(found.paths)} images{note}", file=sys.stderr, flush=True)
+            yield from map(str, found.paths)
         elif not path.is_file():
             raise UserError(f"{argument!r}: no such file or folder")
         elif path.suffix.lower() in LISTS:

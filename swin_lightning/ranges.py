@@ -7,17 +7,19 @@ anything is built, and the help and the JSON schema show them. NaN and infinity 
 
 import inspect
 import math
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from numbers import Integral, Real
+from os import PathLike
+from pathlib import PurePath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from swin_lightning.errors import UserError
-
-SHOWN = 80  # characters of a value in a message
+from swin_lightning.errors import UserError, shorten
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,18 @@ class Ascending:
     @property
     def text(self) -> str:
         return "in ascending order"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A regular expression that a whole string matches, and what it allows in words."""
+
+    regex: str
+    text: str
+
+    def allows(self, value: Any) -> bool:
+        """Whether a string has this form."""
+        return re.fullmatch(self.regex, value) is not None
 
 
 # numbers of more than one option; upper limits are where a value cannot be meant
@@ -129,6 +143,12 @@ def matches(value: Any, hint: Any) -> bool:
         return all(matches(item, arguments[0]) for item in items)
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and all(matches(item, arguments[1]) for item in value.values())
+    if hint in (Any, object, inspect.Parameter.empty):
+        return True
+    if value is None:
+        return False
+    if inspect.isclass(hint) and isinstance(value, str | int | float):
+        return isinstance(value, hint) or (isinstance(value, str) and issubclass(hint, PurePath | PathLike))
     return True
 
 
@@ -136,9 +156,13 @@ def describe(hint: Any) -> str:
     """What a type allows, in words: `a number >= 0 and < 1`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return " ".join([describe(arguments[0]), *(each.text for each in constraints(hint))])
+        texts = [each.text for each in constraints(hint)]
+        return texts[0] if arguments[0] is str and texts else " ".join([describe(arguments[0]), *texts])
     if origin in (Union, UnionType):
-        texts = list(dict.fromkeys(describe(argument) for argument in arguments))
+        choices = [choice for each in arguments if get_origin(each) is Literal for choice in get_args(each)]
+        named = [describe(Literal[tuple(dict.fromkeys(choices))])] if choices else []
+        others = [describe(argument) for argument in arguments if get_origin(argument) is not Literal]
+        texts = [text for text in dict.fromkeys([*others, *named]) if text]
         texts.sort(key=lambda text: text == "null")
         return " or ".join(texts)
     if origin is Literal:
@@ -153,27 +177,18 @@ def describe(hint: Any) -> str:
         return f"a list, each item {describe(arguments[0])}"
     if origin in (dict, Mapping):
         return f"a mapping to {describe(arguments[1])}"
-    plain = {None: "null", NoneType: "null", bool: "true or false", int: "an integer", float: "a number", str: "text"}
-    return plain.get(hint, "a class path with its arguments")
+    words: dict[Any, str] = {None: "null", NoneType: "null", bool: "true or false", str: "text", timedelta: ""}
+    return {**words, int: "an integer", float: "a number"}.get(hint, "a class path with its arguments")
 
 
 def constraints(hint: Any) -> list[Any]:
     """The ranges of an annotated type."""
-    return [each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Range | Ascending)]
+    return [each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Range | Ascending | Pattern)]
 
 
 def plain(hint: Any) -> Any:
     """A type without its ranges."""
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
-
-
-def shorten(value: Any) -> str:
-    """A value as in YAML, at most 80 characters of it."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    text = value if isinstance(value, str) and value else repr(value)
-    text = " ".join(text.split())
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 @cache

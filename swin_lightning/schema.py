@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin
 import lightning
 
 from swin_lightning import options
+from swin_lightning.config_check import GROUPS
 from swin_lightning.errors import CommandParser
 from swin_lightning.options import kind, number_bounds
 from swin_lightning.ranges import plain
@@ -48,7 +49,7 @@ def experiment_schema() -> Schema:
     base = options.effective_config([])  # base.yaml
     blocks = {
         group: group_schema({n: replace(p, default=base[group][n]) for n, p in parameters(cls).items()})
-        for group, cls in options.GROUPS.items()
+        for group, cls in GROUPS.items()
     }
     definitions: dict[str, Schema] = {}
     for key, known in {"model": models, "backbone": backbones, "data": data}.items():

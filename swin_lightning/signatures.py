@@ -11,6 +11,9 @@ from typing import Any
 import docstring_parser
 from jsonargparse import ArgumentParser
 
+from swin_lightning.library_ranges import library_ranges
+from swin_lightning.ranges import hints
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -47,7 +50,7 @@ def parameters(target: Callable[..., Any]) -> dict[str, Parameter]:
         function = vars(source).get("__init__") if inspect.isclass(source) else source
         if inspect.isfunction(function):
             found = {**inspect.signature(function).parameters, **found}
-            types = {**_type_hints(function), **types}
+            types = {**_types(function), **types}
         for docstring in (vars(source).get("__doc__"), getattr(function, "__doc__", None)):
             for entry in docstring_parser.parse(docstring or "").params:
                 texts.setdefault(entry.arg_name, _plain_text(entry.description or ""))
@@ -62,15 +65,33 @@ def _sources(target: Callable[..., Any]) -> tuple[Any, ...]:
     """A class and its bases, or a function and the class that it returns with its bases."""
     if inspect.isclass(target):
         return target.__mro__
-    result = _type_hints(target).get("return")
+    try:
+        result = typing.get_type_hints(target).get("return")
+    except (NameError, TypeError):  # types that are imported for type checkers only
+        result = None
     return (target, *(result.__mro__ if inspect.isclass(result) else ()))
 
 
-def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(function, include_extras=True)
-    except NameError:  # types that are imported for type checkers only
-        return {}
+@cache
+def argument_types(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """Types with ranges, and defaults, of the parameters of a class and its bases, or of a function and its class.
+
+    The default is None for a parameter without one.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+    for source in _sources(target):
+        function = vars(source).get("__init__") if inspect.isclass(source) else source
+        if inspect.isfunction(function):
+            defaults = inspect.signature(function).parameters
+            for name, hint in _types(function).items():
+                default = defaults[name].default if name in defaults else None
+                found.setdefault(name, (hint, None if default is inspect.Parameter.empty else default))
+    return found
+
+
+def _types(function: Callable[..., Any]) -> dict[str, Any]:
+    """Types of the parameters of a function with their ranges."""
+    return {**hints(function), **library_ranges(function)}
 
 
 def _plain_text(text: str) -> str:

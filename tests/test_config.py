@@ -7,15 +7,16 @@ from lightning import LightningModule
 from torch import nn
 
 from swin_lightning.config import (
-    explain,
     flatten,
     init_parameters,
     instantiate,
     load,
     load_file,
+    planned_epochs,
     resolve_experiments,
 )
 from swin_lightning.data import Digits, ImageDataModule
+from swin_lightning.errors import UserError
 from swin_lightning.experiment_files import installed_experiments
 from swin_lightning.tasks import SwinClassifier
 
@@ -85,15 +86,41 @@ def test_parameters_of_a_class_include_those_of_its_bases():
     assert "task" not in init_parameters(SwinClassifier)
 
 
+def test_errors_of_a_file_name_file_and_line():
+    Path("mine.yaml").write_text("model:\n  init_args:\n    lr: 0\n    layer_decay: x\n")
+    arguments = ["-c", "digits_swin_micro", "-c", "mine.yaml"]
+    with pytest.raises(UserError, match=r"^mine.yaml:4: model.layer_decay x: expected a number > 0 and <= 1"):
+        load(arguments)
+    Path("mine.yaml").write_text("model:\n  init_args:\n    lr: 0\n")
+    with pytest.raises(UserError, match=r"^mine.yaml:3: model.lr 0.0: expected a number > 0"):
+        load(arguments)
+
+
 @pytest.mark.parametrize(
-    ("message", "line"),
+    ("text", "words"),
     [
-        ('Parser key "trainer.max_epochs":\n  Expected a <class \'int\'>. Got value: x',
-         "trainer.max_epochs: expected int, got x"),
-        ("unrecognized arguments: --model.lrr=3", "unknown option model.lrr; did you mean model.lr?"),
-        ("unrecognized arguments: --EPOCHS=3", "unknown option EPOCHS; see swin-lightning fit --help"),
-        ("unrecognized arguments: --Max_Epochs=3", "unknown option Max_Epochs; did you mean trainer.max_epochs?"),
+        ("- 1\n", "mine.yaml: expected a mapping of options such as model and data"),
+        ("trainer: 5\n", "mine.yaml:1: trainer 5: expected a mapping of options"),
+        ("model: [1]\n", "mine.yaml:1: model: a list; expected class_path and init_args"),
+        ("data:\n", "mine.yaml:1: data has no value"),
+        ("foo: 1\n", "mine.yaml:1: unknown option foo"),
     ],
-)  # fmt: skip
-def test_messages_of_the_parser(message, line):
-    assert explain(message) == line
+)
+def test_form_of_a_configuration_file(text, words):
+    Path("mine.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(["-c", "digits_swin_micro", "-c", "mine.yaml"])
+    assert str(caught.value).startswith(words)
+
+
+def test_ranges_of_the_merged_configuration_are_checked():
+    Path("mine.yaml").write_text("model: {lr: 0}\n")
+    assert load(["-c", "digits_swin_micro", "-c", "mine.yaml", "--model.lr=0.1"]).model.init_args.lr == 0.1
+    with pytest.raises(UserError, match=r"^model.lr 0.0: expected"):
+        load(["-c", "digits_swin_micro", "--model.lr=0"])
+
+
+def test_longest_planned_run_of_the_files():
+    Path("short.yaml").write_text("trainer: {max_epochs: 2}\n")
+    assert planned_epochs(["-c", "digits_swin_micro", "-c", "short.yaml", "--trainer.max_epochs=50"]) == 40
+    assert planned_epochs([]) == 0

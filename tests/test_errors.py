@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
 from swin_lightning.__main__ import console
-from swin_lightning.errors import CommandParser, UserError, summarize, user_error
+from swin_lightning.errors import CommandParser, UserError, shorten, summarize, user_error
 from tests.support.cli import DIGITS, SHORT
 
 
@@ -112,3 +112,8 @@ def test_mistake_in_the_chain_of_causes_comes_before_its_consequences():
 )
 def test_bugs_are_not_mistakes(error):
     assert user_error(error) is None
+
+
+def test_values_are_shortened():
+    assert shorten([1] * 1000) == f"[{'1, ' * 25}1..."
+    assert (shorten(True), shorten(None), shorten("a\nb"), shorten("")) == ("true", "null", "a b", "''")

@@ -56,7 +56,7 @@ def test_page_shows_type_value_in_force_and_meaning(page):
     assert "Peak learning rate" in line_of(page, "--model.lr")
     assert line_of(page, "--model.warmup_epochs").split()[1:5] == ["float", ">=", "0", "4.0"]
     assert line_of(page, "--data.crop").startswith("  --data.crop             one of random_resized, pad, none  pad")
-    assert line_of(page, "--trainer.max_epochs").split()[2] == "40"
+    assert "  40  " in line_of(page, "--trainer.max_epochs")
     assert line_of(page, "--trainer.gradient_clip_val").split()[-1] != "null"  # 5.0 of base.yaml
 
 

@@ -17,6 +17,7 @@ import torch
 from swin_lightning.cli import main
 from swin_lightning.errors import UserError
 from swin_lightning.predict import PathList, collect
+from swin_lightning.prediction_file import PredictionFile
 from tests.support.classifier import train_classifier
 from tests.support.cli import environment
 
@@ -134,6 +135,31 @@ def test_inputs(monkeypatch, tmp_path):
     for wrong, message in {"empty": "no images in folder 'empty'", "z.png": "'z.png': no such file or folder"}.items():
         with pytest.raises(UserError, match=message):
             list(collect([wrong]))
+
+
+def test_leftovers_of_other_programs_are_no_images_and_said(capsys):
+    for name in ("a/x.png", "a/.ipynb_checkpoints/x.png", "a/._x.png", "__MACOSX/x.png", "@eaDir/x.png", "notes.md"):
+        Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("photos", name).write_bytes(b"")
+    assert list(collect(["photos"])) == ["photos/a/x.png"]
+    error = capsys.readouterr().err
+    assert error.startswith("photos: 1 images (left out: ") and "hidden or system files" in error and ".md" in error
+
+
+def test_ctrl_c_keeps_the_rows_and_says_how_to_continue(trained, photos, capsys, monkeypatch):
+    append = PredictionFile.append
+
+    def interrupt(*arguments):
+        append(*arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.setattr(PredictionFile, "append", interrupt)
+        predict(trained, "photos", "--batch_size=2")
+    assert caught.value.code == 130 and read()[1] == 2
+    assert "predictions.csv is incomplete; the same command continues\n" in capsys.readouterr().err
+    predict(trained, "photos")
+    assert list(read()[0]) == photos
 
 
 def test_path_list_keeps_names_of_any_bytes():

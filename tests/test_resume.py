@@ -81,5 +81,5 @@ STATE = {
 def test_damaged_training_state_is_refused(change):
     check_training_state(STATE, "checkpoint 'a'")
     check_training_state({}, "checkpoint 'a'")
-    with pytest.raises(UserError, match="^checkpoint 'a' cannot be resumed"):
+    with pytest.raises(UserError, match=r"^checkpoint 'a' cannot be resumed"):
         check_training_state({**STATE, **change}, "checkpoint 'a'")

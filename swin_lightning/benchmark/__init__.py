@@ -17,7 +17,8 @@ def benchmark(args: list[str]) -> None:
         if vars(options).get(name, 1) < 1:
             raise UserError(f"--{name} {vars(options)[name]} must be at least 1")
 
-    from swin_lightning.config import START, experiment_name, load  # imports torch and Lightning
+    from swin_lightning.config import experiment_name, load  # imports torch and Lightning
+    from swin_lightning.parser_errors import START
 
     config = load(config_arguments)
     config.experiment = config.experiment or experiment_name(config_arguments)

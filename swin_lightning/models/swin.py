@@ -7,6 +7,7 @@ Shapes: B batch size, H and W height and width of the feature map, C channels, N
 image. Feature maps are `B, H, W, C` between modules.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Annotated, Any, cast
@@ -37,6 +38,22 @@ PerStage = Sequence[Annotated[int, Range(ge=1, le=1024)]]
 MAX_STAGES = 8
 Ratio = Annotated[float, Range(gt=0, le=64)]
 InitStd = Annotated[float, Range(gt=0, le=10)]
+
+
+def check_memory(parameters: float) -> None:
+    """Refuse a network on the CPU that this machine cannot hold, before its memory is filled.
+
+    Raises:
+        UserError: If so many float32 numbers need more than the memory of the machine.
+    """
+    if torch.get_default_device().type != "cpu" or not hasattr(os, "sysconf"):
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 4 * parameters > memory:
+        raise UserError(
+            f"model.backbone: {parameters / 1e9:.1f} billion parameters need {4 * parameters / 2**30:.0f} GiB and this "
+            f"machine has {memory / 2**30:.0f}; lower embed_dim, depths or mlp_ratio"
+        )
 
 
 class SwinTransformerBlock(nn.Module):
@@ -235,6 +252,8 @@ class SwinTransformer(nn.Module):
         self.num_features = dims[-1]
         self.img_size, self.patch_size = to_pair(img_size, "img_size"), to_pair(patch_size, "patch_size")
         self.num_classes, self.init_std, self.half_residual = num_classes, init_std, half_residual
+        self.in_chans, self.window_size = in_chans, to_pair(window_size, "window_size")
+        check_memory(sum(depth * (4 + 2 * mlp_ratio) * dim**2 for depth, dim in zip(depths, dims, strict=True)))
 
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, patch_norm)
         H, W = self.stage_size(0)

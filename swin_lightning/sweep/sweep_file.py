@@ -4,15 +4,13 @@ import difflib
 import math
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from swin_lightning.errors import UserError, summarize
+from swin_lightning.errors import UserError, shorten, summarize
 from swin_lightning.experiment_files import find_experiment
+from swin_lightning.yaml_files import read_yaml
 
 KEYS = (
     "name", "description", "program", "project", "entity", "method", "metric", "parameters", "command",
@@ -113,8 +111,8 @@ def read_sweep(path: str | Path) -> Sweep:
         UserError: One line with the file, the key, the value and a suggested fix.
     """
     path = Path(path)
+    config = read_yaml(path)
     try:
-        config = _load_yaml(path)
         _check_structure(config)
         _check_parameters(config["parameters"])
         sweep = Sweep(path, config, _parse_command(config["command"]))
@@ -126,15 +124,6 @@ def read_sweep(path: str | Path) -> Sweep:
 
 
 # helpers
-
-
-def _load_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"not valid YAML ({summarize(error)})") from error
 
 
 def _check_structure(config: Any) -> None:
@@ -150,12 +139,12 @@ def _check_structure(config: Any) -> None:
     metric = config["metric"]
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
         raise UserError(
-            f"metric: expected a name and a goal, e.g. {{name: val/acc_best, goal: maximize}}, got {metric!r}"
+            f"metric: expected a name and a goal, e.g. {{name: val/acc_best, goal: maximize}}, got {shorten(metric)}"
         )
     _check_choice("metric.goal", str(metric.get("goal")), GOALS)
     cap = config.get("run_cap")
-    if cap is not None and not (isinstance(cap, int) and cap > 0):
-        raise UserError(f"run_cap: expected a positive integer, got {cap!r}")
+    if cap is not None and not (type(cap) is int and cap > 0):
+        raise UserError(f"run_cap: expected a positive integer, got {shorten(cap)}")
 
 
 def _check_choice(what: str, word: str, words: tuple[str, ...]) -> None:
@@ -167,22 +156,24 @@ def _check_choice(what: str, word: str, words: tuple[str, ...]) -> None:
 
 def _check_parameters(parameters: Any) -> None:
     if not isinstance(parameters, dict):
-        raise UserError(f"parameters: expected a mapping of options such as model.lr, got {parameters!r}")
+        raise UserError(f"parameters: expected a mapping of options such as model.lr, got {shorten(parameters)}")
     for name, spec in parameters.items():
         where = f"parameters.{name}"
         if not isinstance(spec, dict):
-            raise UserError(f"{where}: expected a mapping with value, values, or min and max, got {spec!r}")
+            raise UserError(f"{where}: expected a mapping with value, values, or min and max, got {shorten(spec)}")
         if "parameters" in spec:
             raise UserError(f"{where}: nested parameters are not supported; use dotted keys such as model.lr")
         for key, value in spec.items():
             _check_choice(f"key in {where}:", str(key), PARAMETER_KEYS)
             if value is None or (isinstance(value, list) and None in value):
                 raise UserError(
-                    f'{where}.{key} {value!r}: null is passed as the string "None"; omit the option or use its "off" '
-                    "value"
+                    f'{where}.{key} {shorten(value)}: null is passed as the string "None"; omit the option or use its '
+                    '"off" value'
                 )
             if key in ("min", "max", "mu", "sigma", "q") and isinstance(value, str):
-                raise UserError(f"{where}.{key} {value!r}: a string in YAML; write it with a decimal point: 1.0e-4")
+                raise UserError(
+                    f"{where}.{key} {shorten(value)!r}: a string in YAML; write it with a decimal point: 1.0e-4"
+                )
         if ".init_args" in name:
             short = name.replace(".init_args", "")
             raise UserError(f"{where}: use {short}; runs log options without init_args, W&B would show two columns")
@@ -192,7 +183,7 @@ def _parse_command(command: Any) -> tuple[str, ...]:
     """The arguments of `swin-lightning` in the command of a sweep file, without `${args}`."""
     if not isinstance(command, list) or not all(isinstance(part, str) for part in command):
         raise UserError(
-            f"command: expected a list such as [swin-lightning, fit, -c, FILE, '${{args}}'], got {command!r}"
+            f"command: expected a list such as [swin-lightning, fit, -c, FILE, '${{args}}'], got {shorten(command)}"
         )
     parts = [part for part in command if part != "${env}"]
     program = next((p for p in PROGRAMS if parts[: len(p)] == p), None)
@@ -209,37 +200,39 @@ def _check_schema(sweep: Sweep) -> None:
     violations_of = import_sweeps().config.cfg.schema_violations_from_proposed_config
     for name, spec in sweep.parameters.items():  # one at a time, because the messages do not name the parameter
         if violations := violations_of({**sweep.search_config, "parameters": {name: spec}}):
-            raise UserError(f"parameters.{name}: {spec} does not match W&B's format: {' '.join(violations[0].split())}")
+            raise UserError(
+                f"parameters.{name}: {shorten(spec)} does not match W&B's format: {shorten(violations[0], 200)}"
+            )
         if sweep.method == "grid" and not {"value", "values"} & spec.keys():
             raise UserError(f"parameters.{name}: grid search needs value or values; or use method random or bayes")
 
 
 def _check_options(sweep: Sweep) -> None:
-    """Parse the arguments of trials that together contain every value of every parameter."""
-    arguments = sweep.arguments[1:]  # without `fit`
+    """Build trials that together contain every value of every parameter, without training them."""
+    from swin_lightning.sweep.trial_check import trial_error
+
+    def error_of(parameters: dict[str, Any]) -> UserError | None:
+        # without `fit`
+        return trial_error([*sweep.arguments[1:], *to_arguments(parameters)], sweep.metric, sweep.goal)
+
     values = {name: _values_to_check(name, spec) for name, spec in sweep.parameters.items()}
-    for i in range(max(map(len, values.values()))):
-        trial = {name: options[i % len(options)] for name, options in values.items()}
-        if _parse_error([*arguments, *to_arguments(trial)]) is None:
+    trials: list[dict[str, Any]] = []
+    for turn in (1, -1):  # the ends of neighbouring parameters are combined in both directions
+        for i in range(max(map(len, values.values()))):
+            listed = enumerate(values.items())
+            trial = {name: options[:: turn ** (k % 2)][i % len(options)] for k, (name, options) in listed}
+            trials += [trial] if trial not in trials else []
+    for trial in trials:
+        if (whole := error_of(trial)) is None:
             continue
-        if error := _parse_error(arguments):
-            raise UserError(f"command: {error}")
+        if (error := error_of({})) is not None and str(error) == str(whole):
+            raise UserError(str(error) if str(error).startswith("metric.") else f"command: {error}")
         given: dict[str, Any] = {}
         for name, value in trial.items():  # in order, because one option may select the class that takes the next
             given[name] = value
-            if error := _parse_error([*arguments, *to_arguments(given)]):
-                raise UserError(f"parameters.{name} {value!r}: {error}")
-
-
-def _parse_error(arguments: Sequence[str]) -> UserError | None:
-    """What is wrong with arguments of `swin-lightning fit`."""
-    from swin_lightning.config import load
-
-    try:
-        load(arguments)
-    except UserError as error:
-        return error
-    return None
+            if (error := error_of(given)) is not None and str(error) == str(whole):
+                raise UserError(f"parameters.{name} {shorten(value)}: {error}")
+        raise whole
 
 
 def _values_to_check(name: str, spec: dict[str, Any]) -> list[Any]:
@@ -252,7 +245,8 @@ def _values_to_check(name: str, spec: dict[str, Any]) -> list[Any]:
         parameter = import_sweeps().params.HyperParameter(name, dict(spec))
     except ValueError as error:
         raise UserError(f"parameters.{name}: {summarize(error)}") from error
-    return [to_python(parameter.ppf(quantile)) for quantile in (0.001, 0.5, 0.999)]
+    ends = (0.0, 1.0) if {"min", "max"} <= spec.keys() else (0.001, 0.999)
+    return list(dict.fromkeys(to_python(parameter.ppf(quantile)) for quantile in (ends[0], 0.5, ends[1])))
 
 
 def import_sweeps() -> Any:

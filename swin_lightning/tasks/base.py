@@ -25,6 +25,7 @@ from swin_lightning.models.resize import BiasResize
 from swin_lightning.models.weights import HeadRows, load_weights
 from swin_lightning.optim import FactorLR, ScheduleName, lr_factor, parameter_groups, rescale_lr
 from swin_lightning.ranges import LearningRate, NonNegative, Positive, Share, check_arguments
+from swin_lightning.run_check import check_rates, check_run
 from swin_lightning.step_mean import StepMean
 from swin_lightning.strategies import FSDP2, repeated_blocks, shard
 from swin_lightning.tasks.loading import load_module
@@ -102,6 +103,7 @@ class Task(LightningModule):
         gradient_checkpointing: bool = False,
     ) -> None:
         check_arguments(Task.__init__, locals(), "model.")
+        check_rates(lr, min_lr, warmup_lr, weight_decay if optimizer is None else 0.0, lr_schedule, warmup_epochs)
         super().__init__()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attribute .* is an instance of")  # removed below
@@ -109,8 +111,7 @@ class Task(LightningModule):
         self.hparams["weights"] = None  # a checkpoint has its own
         for name in [name for name, value in self.hparams.items() if not _is_plain(value)]:
             del self.hparams[name]  # built in Python: a checkpoint holds plain values only
-        self.lr, self.min_lr, self.layer_decay = lr, min_lr, layer_decay
-        self.weight_decay = weight_decay
+        self.lr, self.min_lr, self.layer_decay, self.weight_decay = lr, min_lr, layer_decay, weight_decay
         self.optimizer, self.lr_schedule, self.lr_interval = optimizer, lr_schedule, lr_interval
         self.warmup_epochs, self.warmup_lr = warmup_epochs, warmup_lr
         self.lr_decay_epochs, self.lr_decay_rate, self.lr_decay_share = lr_decay_epochs, lr_decay_rate, lr_decay_share
@@ -245,6 +246,9 @@ class Task(LightningModule):
             config["monitor"] = "val/loss" if scheduler.mode == "min" else "val/acc"
         return {"optimizer": optimizer, "lr_scheduler": config}
 
+    def on_fit_start(self) -> None:
+        check_run(self.trainer, self, getattr(self.trainer, "datamodule", None))
+
     def on_train_start(self) -> None:
         """Follow `lr` where it was changed after the optimizer was built, as by Lightning's LearningRateFinder."""
         scale = self.lr / getattr(self, "_lr_of_schedule", self.lr)
@@ -373,10 +377,8 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(_is_plain(key) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
+    if isinstance(value, dict | list | tuple):
+        return all(map(_is_plain, [*value, *(value.values() if isinstance(value, dict) else ())]))
     return value is None or isinstance(value, str | int | float | bool)
 
 
@@ -384,8 +386,8 @@ def _call(option: str, factory: Callable[..., Any], *args: Any) -> Any:
     """Call what an option names; arguments that it rejects are the user's mistake."""
     try:
         return factory(*args)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{option}: {summarize(error)}") from error
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise UserError(f"{option} cannot be built: {summarize(error)}; check its arguments") from error
 
 
 def _default(cls: type, name: str) -> Any:

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from swin_lightning.batch import IGNORE_INDEX, Batch, Preprocessing, find_preprocessing
 from swin_lightning.checkpoint_classes import Allowed
 from swin_lightning.class_counts import ClassCounts, mean_scores
-from swin_lightning.errors import UserError, summarize
+from swin_lightning.errors import UserError, shorten, summarize
 from swin_lightning.losses import class_probabilities
 from swin_lightning.models.weights import read_checkpoint
 from swin_lightning.ranges import PositiveInt, Rate, check_arguments
@@ -68,6 +68,8 @@ class SwinClassifier(Task, HubMixin):
         class_weights: list[float] | None = None,
         **task: Any,
     ) -> None:
+        if num_classes is None:
+            raise UserError("model.num_classes is not given; a data module gives it: set data, or pass num_classes")
         check_arguments(SwinClassifier.__init__, locals(), "model.")
         super().__init__(backbone, **task)
         if class_names is not None and len(class_names) != num_classes:
@@ -81,8 +83,15 @@ class SwinClassifier(Task, HubMixin):
             log.warning(f"data.class_weights has no effect: model.loss is {_name(loss)}; give it the weights")
         if loss is not None and label_smoothing:
             log.warning(f"model.label_smoothing {label_smoothing} has no effect: model.loss is {_name(loss)}")
+        if loss is not None:
+            _check_loss(loss, num_classes)
         if isinstance(getattr(backbone, "head", None), nn.Linear):
             backbone.head = nn.Identity()  # replaced by the head of the classifier
+        if not isinstance(getattr(backbone, "num_features", None), int):
+            raise UserError(
+                f"model.backbone {type(backbone).__name__} has no num_features; set it to the number of features that "
+                "its forward returns"
+            )
         self.head = nn.Linear(int(backbone.num_features), num_classes)  # type: ignore[arg-type]
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
@@ -244,6 +253,21 @@ def load_classifier(path: str | Path, allow: Allowed = ()) -> SwinClassifier:
 def _per_class(metric: Metric) -> bool:
     """Whether a metric has one value per class: `average: none` of torchmetrics' classification metrics."""
     return getattr(metric, "average", "macro") in (None, "none")
+
+
+def _check_loss(loss: Callable[..., Any], num_classes: int) -> None:
+    """Compute the loss of two samples, so that one that does not fit is found before training."""
+    logits, targets = torch.zeros(2, num_classes), torch.arange(2) % num_classes
+    given = class_probabilities(logits, targets) if isinstance(loss, nn.BCEWithLogitsLoss) else targets
+    try:
+        value = loss(logits, given)
+    except (ValueError, RuntimeError, TypeError, IndexError) as error:
+        raise UserError(
+            f"model.loss {_name(loss)} does not take logits B, {num_classes} and class indices B "
+            f"({shorten(summarize(error))}); use torch.nn.CrossEntropyLoss or one of swin_lightning.losses"
+        ) from error
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.isfinite().all():
+        raise UserError(f"model.loss {_name(loss)} gives {shorten(value)}; expected a finite scalar (reduction: mean)")
 
 
 def _check_metric(name: str, metric: Metric, num_classes: int) -> None:

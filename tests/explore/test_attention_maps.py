@@ -145,7 +145,7 @@ def test_recording_changes_no_output_gradient_or_random_state(network):
 
 def test_hooks_are_removed_if_the_model_fails():
     model = SwinTransformer(**SMALL)
-    with pytest.raises(RuntimeError), record_attention(model):
+    with pytest.raises(ValueError, match="expected normalised images"), record_attention(model):
         model(torch.randn(1, 4, 24, 24))
     pickle.dumps(model)
 

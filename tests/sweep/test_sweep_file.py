@@ -80,7 +80,7 @@ def parameter(name, **spec):
         (parameter("model.lrr", values=[0.1]), "model.lrr 0.1: unknown option model.lrr; did you mean model.lr?"),
         (parameter("model.lr", values=[]), "parameters.model.lr: {'values': []} does not match W&B's format"),
         (parameter("model.lr", values=[0.1, None]), 'model.lr.values [0.1, None]: null is passed as the string "None"'),
-        (parameter("data.batch_size", values=[16, 64.0]), "parameters.data.batch_size 64.0: data.batch_size: "),
+        (parameter("data.batch_size", values=[16, 64.0]), "parameters.data.batch_size 64.0: data.batch_size 64.0: "),
         (parameter("data.batch_size", min=16.0, max=64.0), "parameters.data.batch_size 16.0"),
         (parameter("model.lr", min="1e-4", max=0.1), "parameters.model.lr.min '1e-4': a string in YAML"),
         (parameter("model.lr", min=0.1, max=0.01), "min 0.1 is not less than max 0.01"),
@@ -118,7 +118,7 @@ def test_unreadable_file_is_reported():
     with pytest.raises(UserError, match=r"nowhere: no such sweep file; `swin-lightning experiments` lists those"):
         sweep(["nowhere"])
     Path("broken.yaml").write_text("method: [")
-    with pytest.raises(UserError, match=r"broken.yaml: not valid YAML \("):
+    with pytest.raises(UserError, match=r"broken.yaml:1: not valid YAML: "):
         sweep(["broken.yaml"])
 
 

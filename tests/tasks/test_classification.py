@@ -187,9 +187,9 @@ def test_metrics_that_do_not_fit_are_refused_at_construction(metrics, words):
         SwinClassifier(Backbone(), 3, metrics=metrics)
 
 
-@pytest.mark.parametrize(("num_classes", "shown"), [(None, "null"), (0, "0")])
+@pytest.mark.parametrize(("num_classes", "shown"), [(None, " is not given"), (0, " 0: expected an integer >= 1")])
 def test_number_of_classes_is_required(num_classes, shown):
-    with pytest.raises(UserError, match=f"model.num_classes {shown}: expected an integer >= 1"):
+    with pytest.raises(UserError, match=f"model.num_classes{shown}"):
         SwinClassifier(Backbone(), num_classes)
 
 

@@ -1,0 +1,80 @@
+"""Check the values of a parsed configuration against the ranges in the types of its classes, before anything is built.
+
+jsonargparse checks that a value is a number; whether it is in range is checked here for the whole configuration, that
+is after overlays and the command line have replaced values of earlier files.
+"""
+
+import importlib
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning import Trainer
+
+from swin_lightning.callbacks import EarlyStopping
+from swin_lightning.checkpointing import Checkpoint
+from swin_lightning.ema import EMA
+from swin_lightning.errors import UserError, shorten
+from swin_lightning.non_finite import NonFinite
+from swin_lightning.ranges import Seed, matches, out_of_range
+from swin_lightning.signatures import argument_types
+
+GROUPS: dict[str, type] = {
+    "trainer": Trainer,
+    "checkpoint": Checkpoint,
+    "ema": EMA,
+    "early_stopping": EarlyStopping,
+    "non_finite": NonFinite,
+}  # keys with the arguments of a fixed class
+
+
+def check_values(config: Namespace) -> None:
+    """Check every value of a configuration of the trainer commands.
+
+    Raises:
+        UserError: For the first value out of range, with its dotted key and what is allowed.
+    """
+    if "seed_everything" in config and not matches(config.seed_everything, Seed):
+        raise UserError(out_of_range("seed_everything", config.seed_everything, Seed))
+    for key, target in GROUPS.items():
+        if isinstance(config.get(key), Namespace):
+            _check_arguments(key, target, vars(config[key]))
+    for key in ("model", "data"):
+        _check_block(key, config.get(key))
+    trainer = config.trainer
+    if trainer.accelerator == "cpu" and not re.fullmatch(r"auto|\d+", str(trainer.devices)):
+        raise UserError(
+            f"trainer.devices {shorten(trainer.devices)}: on a CPU it is the number of processes; expected an integer "
+            ">= 1, or auto"
+        )
+    most = max(8, 2 * (os.cpu_count() or 1))
+    if trainer.accelerator == "cpu" and str(trainer.devices).isdigit() and int(trainer.devices) > most:
+        raise UserError(f"trainer.devices {trainer.devices}: on this CPU expected at most {most} processes")
+
+
+def _check_block(key: str, block: Any) -> None:
+    """Check what a class in a configuration is given, and the classes within."""
+    if isinstance(block, list):
+        for position, item in enumerate(block):
+            _check_block(f"{key}[{position}]", item)
+    elif isinstance(block, dict):
+        for name, item in block.items():
+            _check_block(f"{key}.{name}", item)
+    elif isinstance(block, Namespace) and "class_path" in block:
+        module, _, name = block.class_path.rpartition(".")
+        arguments = block.get("init_args")
+        if isinstance(arguments, Namespace):
+            target = getattr(importlib.import_module(module), name)  # jsonargparse has imported it
+            _check_arguments(key, target, vars(arguments))
+
+
+def _check_arguments(key: str, target: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    types = argument_types(target)
+    for name, value in values.items():
+        hint, default = types.get(name, (Any, None))
+        required = value is None and default is None  # not given yet, or set by a link
+        if not required and not matches(value, hint):
+            raise UserError(out_of_range(f"{key}.{name}", value, hint, default))
+        _check_block(f"{key}.{name}", value)
