@@ -153,9 +153,10 @@ def test_ctrl_c_keeps_the_rows_and_says_how_to_continue(trained, photos, capsys,
         append(*arguments)
         signal.raise_signal(signal.SIGINT)
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
+    with monkeypatch.context() as patch:
         patch.setattr(PredictionFile, "append", interrupt)
-        predict(trained, "photos", "--batch_size=2")
+        with pytest.raises(SystemExit) as caught:
+            predict(trained, "photos", "--batch_size=2")
     assert caught.value.code == 130 and read()[1] == 2
     assert "predictions.csv is incomplete; the same command continues\n" in capsys.readouterr().err
     predict(trained, "photos")

@@ -60,7 +60,8 @@ class StreamReader:
         if self.columns.text:
             raise UserError(
                 f"data.streaming: column {self.columns.label!r} of {path!r} is text, whose classes are unknown before "
-                "the whole stream is read; make it a ClassLabel (`datasets.Dataset.class_encode_column`), or do not stream"
+                "the whole stream is read; make it a ClassLabel (`datasets.Dataset.class_encode_column`), or do not "
+                "stream"
             )
         self.rows = rows.cast_column(self.columns.image, datasets.Image(decode=False))
         info = (rows.info.splits or {}).get(name)

@@ -117,8 +117,9 @@ def record_attention(model: nn.Module, blocks: Sequence[int] | None = None) -> I
     """Record the attention weights of blocks in the forward passes inside this context.
 
     Outputs, gradients and the random state do not change: forward pre-hooks recompute the weights from the input of
-    each attention layer, and the model itself keeps using the fused kernel. A compiled model runs eagerly in this
-    context, since hooks need separate calls of its blocks.
+    each attention layer, and the model itself keeps using fused kernels. On a GPU, recorded blocks use
+    scaled_dot_product_attention in place of the Triton operator, which takes whole maps. A compiled model runs eagerly
+    in this context, since hooks need separate calls of its blocks.
 
     Args:
         model: A Swin Transformer, or a module that contains one.
@@ -131,15 +132,20 @@ def record_attention(model: nn.Module, blocks: Sequence[int] | None = None) -> I
         UserError: If the model has no such block.
     """
     record: dict[str, BlockAttention] = {}
-    handles = []
+    handles, fused = [], []
     try:
         for name, block in _select(model, blocks):
+            if block.attn.allow_fused:
+                fused.append(block.attn)
+                block.attn.allow_fused = False
             handles += _add_hooks(name, block, record)
         with torch.compiler.set_stance("force_eager"):
             yield record
     finally:
         for handle in handles:
             handle.remove()
+        for attention in fused:
+            attention.allow_fused = True
 
 
 def swin_blocks(model: nn.Module) -> list[tuple[str, SwinTransformerBlock]]:

@@ -199,3 +199,12 @@ def test_relative_position_bias_has_offset_zero_in_the_centre(version):
     assert table.shape == (2, 2 * M - 1, 2 * M - 1)
     for (a, (ya, xa)), (b, (yb, xb)) in itertools.product(enumerate(itertools.product(range(M), repeat=2)), repeat=2):
         assert torch.equal(table[:, M - 1 + yb - ya, M - 1 + xb - xa], pairs[:, a, b])
+
+
+def test_recorded_blocks_do_not_use_the_operator_on_maps():
+    """The operator takes maps, of which hooks could not compute the attention weights of windows."""
+    model = SwinTransformer(img_size=32, embed_dim=8, depths=(2,), num_heads=(2,), window_size=4)
+    first, second = (block.attn for block in model.layers[0].blocks)
+    with record_attention(model, [0]):
+        assert not first.allow_fused and second.allow_fused
+    assert first.allow_fused

@@ -64,7 +64,7 @@ def test_attention_masks_are_computed_once_per_stage_and_shift(monkeypatch):
     computed = []
     monkeypatch.setattr(swin, "shifted_window_mask", lambda *args, **_: computed.append(args))
     SwinTransformer(**SMALL | {"depths": (4, 2), "img_size": 64}).eval()(torch.randn(1, 3, 64, 64))
-    shifts = [(size, shift) for size, _, shift in computed]
+    shifts = [(size, shift) for size, _, shift, *_ in computed]
     assert shifts == [((side, side), (shift, shift)) for side in (16, 8) for shift in (0, 2)]
 
 
