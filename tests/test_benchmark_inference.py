@@ -2,9 +2,16 @@
 
 import pytest
 
+from swin_lightning.benchmark import VARIANTS as NAMES
 from swin_lightning.benchmark import benchmark
-from swin_lightning.benchmark import inference as module
-from swin_lightning.benchmark.inference import Result, recommendation, report_inference, results_figure, results_table
+from swin_lightning.benchmark.inference import (
+    VARIANTS,
+    Result,
+    recommendation,
+    report_inference,
+    results_figure,
+    results_table,
+)
 from swin_lightning.errors import UserError
 from tests.support.checkpoint import write_checkpoint
 
@@ -29,6 +36,10 @@ def test_table_and_recommendation():
     assert [bar.get_width() for bar in right.patches] == [300.0, 150.0, 100.0]
 
 
+def test_names_of_the_option():
+    assert tuple(VARIANTS) == NAMES
+
+
 def test_invalid_arguments(tmp_path):
     with pytest.raises(UserError, match=r"benchmark inference takes no option --data.path=x"):
         benchmark(["inference", "a.ckpt", "--data.path=x"])
@@ -41,11 +52,10 @@ def test_invalid_arguments(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_measurement_of_a_checkpoint(tmp_path, capsys, monkeypatch):
+def test_measurement_of_a_checkpoint(tmp_path, capsys):
     pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
-    monkeypatch.setattr(module, "VARIANTS", {k: v for k, v in module.VARIANTS.items() if k != "compiled"})
     write_checkpoint(tmp_path / "a.ckpt")
-    report_inference("a.ckpt", seconds=0.1, output="a.png")
+    report_inference("a.ckpt", seconds=0.1, output="a.png", variants=("eager", "pt2", "onnx", "int8"))
     out = capsys.readouterr().out
     rows = [line for line in out.splitlines() if line.startswith(("PyTorch", "torch.export", "ONNX Runtime, fp32"))]
     assert len(rows) == 3 and all(0 < float(row.split()[-5]) < 1000 for row in rows)  # median

@@ -5,6 +5,8 @@ Comparisons with other implementations are in the folder `benchmarks` of the rep
 
 from swin_lightning.errors import CommandParser, UserError, add_allow_option
 
+VARIANTS = ("eager", "compiled", "pt2", "onnx", "int8")  # of inference
+
 
 def benchmark(args: list[str]) -> None:
     """Measure an experiment: `data` (throughput of the data pipeline), `step` (time and memory of a step), or a run:
@@ -23,7 +25,9 @@ def benchmark(args: list[str]) -> None:
             raise UserError(f"benchmark inference takes no option {config_arguments[0]}")
         from swin_lightning.benchmark.inference import report_inference
 
-        report_inference(options.run, options.seconds, options.images, options.output, options.allow_classes)
+        report_inference(
+            options.run, options.seconds, options.images, options.output, options.variants, options.allow_classes
+        )
         return
 
     from swin_lightning.config import experiment_name, load  # imports torch and Lightning
@@ -62,6 +66,13 @@ def build_parser() -> CommandParser:
     inference.add_argument("run", metavar="RUN_OR_CKPT", help="run folder (its best checkpoint), or a checkpoint")
     inference.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time per measurement (3)")
     inference.add_argument("--images", type=int, default=500, metavar="N", help="validation images for accuracy (500)")
+    inference.add_argument(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=VARIANTS,
+        help="what to measure (default: all); compiling takes minutes",
+    )
     inference.add_argument("--output", metavar="FILE", help="save a figure as .png")
     add_allow_option(inference)
     return parser

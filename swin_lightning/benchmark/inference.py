@@ -9,7 +9,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -57,7 +57,12 @@ class Result(NamedTuple):
 
 
 def report_inference(
-    checkpoint: str, seconds: float = 3.0, images: int = 500, output: str | None = None, allow: Allowed = ()
+    checkpoint: str,
+    seconds: float = 3.0,
+    images: int = 500,
+    output: str | None = None,
+    variants: Sequence[str] = tuple(VARIANTS),
+    allow: Allowed = (),
 ) -> None:
     """Measure all variants, print a table and a recommendation, and draw a figure.
 
@@ -66,6 +71,7 @@ def report_inference(
         seconds: Time per measurement.
         images: Validation images to measure the accuracy with.
         output: A `.png` file for the figure.
+        variants: Names of `VARIANTS`.
         allow: Classes that the checkpoint may name besides those of `swin_lightning`.
 
     Raises:
@@ -76,7 +82,7 @@ def report_inference(
         names = _prepare(path, Path(folder), images, allow)
         context = multiprocessing.get_context("spawn")
         results = []
-        for name in filter(VARIANTS.__contains__, names):
+        for name in filter(variants.__contains__, names):
             with context.Pool(1) as pool:
                 arguments = (name, str(path), folder, seconds, torch.get_num_threads(), allow)
                 results.append(pool.apply(measure, arguments))
