@@ -131,8 +131,8 @@ class WindowAttention(nn.Module):
 
     def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of every head, each `B*nW, nH, N, D`."""
-        q, k, v = self.packed_qkv(x).permute(2, 0, 3, 1, 4)  # 3, B*nW, nH, N, D
-        return q, k, v
+        q, k, v = self.packed_qkv(x).unbind(2)  # B*nW, N, nH, D; gradients are stacked in the layout of qkv
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def scaled_dot_product_attention(self, q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor) -> Tensor:
         """`softmax(q k^T * scale + attn_bias) v`, `B*nW, nH, N, D`."""

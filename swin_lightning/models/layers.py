@@ -166,8 +166,8 @@ class DropPath(nn.Module):
         if num_kept == len(x):
             return torch.add(x, branch(x), alpha=scale)
         kept = torch.randperm(len(x), device=x.device)[:num_kept]
-        samples = x[kept]  # index_add would be shorter, but saves the output of the branch for the backward pass
-        return x.index_put((kept,), torch.add(samples, branch(samples), alpha=scale).to(x.dtype))
+        samples = x.index_select(0, kept)  # index_add would be shorter, but saves the output of the branch
+        return x.index_copy(0, kept, torch.add(samples, branch(samples), alpha=scale).to(x.dtype))
 
     def extra_repr(self) -> str:
         return f"p={self.p:.3f}"

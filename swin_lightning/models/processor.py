@@ -22,6 +22,11 @@ def is_amd_with_avx512() -> bool:
     return "AuthenticAMD" in cpu_flags() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
+def is_intel_with_amx() -> bool:
+    """Whether this is an Intel CPU with AMX, Sapphire Rapids or newer."""
+    return {"GenuineIntel", "amx_bf16"} <= cpu_flags() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def multiplies_bfloat16() -> bool:
     """Whether torch multiplies bfloat16 matrices with instructions of an x86 CPU: AVX512-BF16 or AMX.
 

@@ -1,4 +1,4 @@
-"""Linear layers as 1x1 convolutions: same outputs and gradients, on AMD CPUs with AVX-512 only, in plain modules."""
+"""Linear layers and MLPs by oneDNN: same outputs and gradients, only where they are faster, in plain modules."""
 
 import copy
 import io
@@ -9,17 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from torch.utils.flop_counter import FlopCounterMode
 
 from swin_lightning.models import SwinTransformer
 from swin_lightning.models import linear as linear_module
+from swin_lightning.models.layers import Mlp
 from swin_lightning.models.linear import linear, use_onednn
+
+
+def pretend(monkeypatch, amd=False, intel=False, bfloat16=False):
+    for name, value in {"is_amd_with_avx512": amd, "is_intel_with_amx": intel, "multiplies_bfloat16": bfloat16}.items():
+        monkeypatch.setattr(linear_module, name, lambda value=value: value)
 
 
 @pytest.fixture
 def convolutions(monkeypatch):
     """Pretend to have an AMD CPU with AVX-512; returns the input shapes of convolutions."""
     shapes, original = [], F.conv2d
-    monkeypatch.setattr(linear_module, "is_amd_with_avx512", lambda: True)
+    pretend(monkeypatch, amd=True)
     monkeypatch.setattr(F, "conv2d", lambda x, *more: shapes.append(tuple(x.shape)) or original(x, *more))
     return shapes
 
@@ -80,7 +87,7 @@ def test_other_dtypes_autocast_export_and_tracing_use_linear(convolutions):
 
 
 def test_other_cpus_use_linear(convolutions, monkeypatch):
-    monkeypatch.setattr(linear_module, "is_amd_with_avx512", lambda: False)
+    pretend(monkeypatch)
     layer = accelerated()
     layer(torch.randn(512, 6))
     assert not convolutions and "forward" not in vars(layer)
@@ -143,3 +150,73 @@ def test_hooks_and_pruning_see_the_module(convolutions):
     prune.l1_unstructured(layer, "weight", 0.5)
     torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
     assert seen == [(512, 10)] and (layer.weight == 0).float().mean() == 0.5
+
+
+@pytest.mark.parametrize(("cpu", "shape", "gradients", "expected"), [
+    ("amd", (112, 768, 768), True, True),
+    ("intel", (25088, 96, 288), True, True), ("intel", (25088, 96, 384), False, True),
+    ("intel", (25088, 384, 96), True, False), ("intel", (25088, 384, 96), False, True),
+    ("intel", (6272, 96, 96), False, False), ("intel", (1568, 96, 384), False, False),
+    ("intel", (25088, 192, 768), False, False), ("other", (25088, 96, 288), True, False),
+])  # fmt: skip
+def test_kernel_of_a_shape(cpu, shape, gradients, expected, monkeypatch):
+    pretend(monkeypatch, amd=cpu == "amd", intel=cpu == "intel")
+    assert linear_module.convolution_is_faster(*shape, gradients) == expected
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """Pretend to have an Intel CPU with AMX; returns an MLP in evaluation mode."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch without oneDNN")
+    pretend(monkeypatch, intel=True, bfloat16=True)
+    torch.manual_seed(0)
+    mlp = Mlp(6, 24)
+    use_onednn(mlp)
+    return mlp.eval()
+
+
+def reference(mlp, x):
+    hidden = F.linear(x, mlp.fc1.weight, mlp.fc1.bias)
+    return F.linear(F.gelu(hidden), mlp.fc2.weight, mlp.fc2.bias)
+
+
+def flop(function, *args):
+    with FlopCounterMode(display=False) as counter:
+        function(*args)
+    return counter.get_total_flops(), {str(op) for op in counter.get_flop_counts()["Global"]}
+
+
+FUSED = "mkldnn._linear_pointwise"
+
+
+def test_gelu_is_fused_in_evaluation(fused):
+    x = torch.randn(2, 5, 5, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), reference(fused, x), atol=1e-6, rtol=1e-5)
+        assert flop(fused, x) == (2 * 2 * 50 * 6 * 24, {FUSED, "aten.addmm"})  # hidden and output layer are counted
+        with torch.autocast("cpu", torch.bfloat16):
+            y = fused(x)
+        assert y.dtype == torch.bfloat16
+        torch.testing.assert_close(y.float(), reference(fused, x), atol=2e-2, rtol=2e-2)
+    with torch.inference_mode():
+        assert FUSED in flop(fused, x)[1]
+
+
+def test_gelu_is_not_fused_where_it_would_be_noticed(fused, monkeypatch):
+    x, seen = torch.randn(2, 5, 5, 6), []
+    assert FUSED not in flop(fused, x)[1]  # with gradients
+    with torch.no_grad():
+        assert FUSED not in flop(fused.train(), x)[1]
+        fused.eval()
+        hook = fused.fc1.register_forward_hook(lambda module, args, out: seen.append(out))
+        assert FUSED not in flop(fused, x)[1]
+        torch.testing.assert_close(seen, [F.linear(x, fused.fc1.weight, fused.fc1.bias)])
+        hook.remove()
+        assert FUSED not in flop(fused.double(), x.double())[1]
+        fused.float()
+        pretend(monkeypatch, bfloat16=True)  # AMD: float32 layers are convolutions
+        assert FUSED not in flop(fused, x)[1]
+        use_onednn(fused, enable=False)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert FUSED not in flop(fused, x)[1] and "forward" not in vars(fused)
