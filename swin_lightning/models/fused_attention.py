@@ -43,9 +43,15 @@ def fused_attention_serves(x: Tensor, window: tuple[int, int], head_dim: int, co
     return bool(kernel_works(x.device.index or 0, autocast_dtype(x) or x.dtype, window, head_dim, cosine))
 
 
+# not on the cached function itself, whose mark torch.compile does not see
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@functools.cache
 def kernel_works(device: int, dtype: torch.dtype, window: tuple[int, int], head_dim: int, cosine: bool) -> bool:
+    """`check_kernel`, called and not traced by torch.compile."""
+    return check_kernel(device, dtype, window, head_dim, cosine)
+
+
+@functools.cache
+def check_kernel(device: int, dtype: torch.dtype, window: tuple[int, int], head_dim: int, cosine: bool) -> bool:
     """Whether the kernel exists for these values, and computes attention correctly on this GPU.
 
     The first call compiles the kernel and compares it with the definition on a small map. If it fails or differs, a
