@@ -138,7 +138,10 @@ def _write_repeats(sweep: Sweep, folder: Path, trials: list[Trial], frame: "Data
     else:
         (folder / "best.yaml").unlink(missing_ok=True)
     columns = [*names, "trials"]
-    rows = [[*(row[name] for name in columns), *(_mean_cell(row, name) for name in metrics)] for row in records]
+    rows = [
+        [*(row[name] for name in columns), *(_mean_cell(row, name, name == metric) for name in metrics)]
+        for row in records
+    ]
     trial_columns = ["number", "state", *metrics, "seconds", *frame.attrs["parameters"]]
     states = ", ".join(f"{count} {state}" for state, count in frame["state"].value_counts().items())
     return html_page.save_page(
@@ -160,11 +163,11 @@ def _write_repeats(sweep: Sweep, folder: Path, trials: list[Trial], frame: "Data
     )
 
 
-def _mean_cell(row: dict[Any, Any], metric: str) -> str:
+def _mean_cell(row: dict[Any, Any], metric: str, interval: bool) -> str:
     if row["trials"] < 2:
         return f"{row[metric]:.4f}"
-    interval = f"[{row[f'{metric} low']:.4f}, {row[f'{metric} high']:.4f}]"
-    return f"{row[metric]:.4f} ± {row[f'{metric} deviation']:.4f} {interval}"
+    bounds = f" [{row[f'{metric} low']:.4f}, {row[f'{metric} high']:.4f}]" if interval else ""
+    return f"{row[metric]:.4f} ± {row[f'{metric} deviation']:.4f}{bounds}"
 
 
 def best_overlay(sweep: Sweep, folder: Path, best: Trial, title: str | None = None) -> str:
