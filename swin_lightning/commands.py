@@ -26,7 +26,11 @@ COMMANDS = {
         "swin_lightning.export",
         "convert a checkpoint to ONNX, a torch.export program or another weight format",
     ),
-    "benchmark": ("swin_lightning.benchmark", "measure the speed of training and of the data pipeline"),
+    "demo": (
+        "swin_lightning.explore.demo",
+        "open a local page: classify images, see attention, compare checkpoints",
+    ),
+    "benchmark": ("swin_lightning.benchmark", "measure the speed of training, of the data pipeline and of inference"),
     "schema": ("swin_lightning.schema", "print the JSON schema of experiments, for editors"),
     "completion": ("swin_lightning.completion", "print a completion script for bash or zsh"),
 }  # name -> module with a function of that name, and description

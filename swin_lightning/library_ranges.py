@@ -31,7 +31,7 @@ LIBRARY_RANGES: dict[Any, dict[str, Any]] = {
         "devices": Devices | End | list[NonNegativeInt],
         "num_nodes": PositiveInt,
         "fast_dev_run": bool | NonNegativeInt,
-        "max_epochs": End | None,
+        "max_epochs": Literal[-1] | NonNegativeInt | None,  # 0: the test of an untrained model
         "min_epochs": NonNegativeInt | None,
         "max_steps": End,
         "min_steps": NonNegativeInt | None,

@@ -111,7 +111,9 @@ def explain(message: str) -> str:
         if owner is not None:
             return unknown_argument(key, name, owner)
         if key in EXAMPLES:
-            return f"unknown option {key}.{shorten(name)}; {_name_class(key)}"
+            other = f"{key.rpartition('.')[0]}.{name}"
+            meant = f"did you mean {other}?" if other in known_options() else f"{_name_class(key)}"
+            return f"unknown option {key}.{shorten(name)}; {meant}"
         return unknown_option(f"{key}.{name}".lstrip("."))
     if required := re.search(r"arguments? (?:is|are) required: (?:fit\.)?([\w.]+(?:, [\w.]+)*)", line):
         names = ", ".join(short_key(f"{key}.{name}".lstrip(".")) for name in required[1].strip().split(", "))
@@ -241,7 +243,7 @@ def _bad_value(key: str, name: str, cls: Callable[..., Any] | None, rest: str) -
 
 
 def _name_class(key: str) -> str:
-    return f"no class is given for {key}; name it first, such as --{key} {EXAMPLES[key]}"
+    return f"name the class that has it first, such as --{key} {EXAMPLES[key]}"
 
 
 def _value(rest: str, name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from swin_lightning.errors import UserError
 
+WHOLE_RUN = 5  # epochs; a run with fewer tries an experiment out
 MAX_WORKERS_PER_CORE, SOME_WORKERS = 4, 32
 
 
@@ -65,9 +66,9 @@ def _check_warmup(options: Any, model: Any) -> None:
     planned = getattr(model, "planned_epochs", None)
     if not warmup or epochs is None or epochs < 0:
         return
-    if planned is None and (epochs == 1 or is_shortened(options)):
-        return
     longest = max(epochs, planned or 0)
+    if longest < WHOLE_RUN or (planned is None and is_shortened(options)):
+        return
     if warmup >= longest:
         raise UserError(
             f"model.warmup_epochs {warmup:g}: the run has {longest} epochs (trainer.max_epochs), all of them warm-up; "

@@ -49,7 +49,7 @@ RESERVED = {
     "wandb": ("loggers.py", "wandb_runs.py", "sweep/wandb_backend.py"),
     "sweeps": ("sweep/",),
     "swin_lightning.sweep": ("sweep/",),
-    "swin_lightning.explore": ("explore/", "export/"),
+    "swin_lightning.explore": ("explore/", "export/", "benchmark/inference.py"),
     "swin_lightning.benchmark": ("benchmark/",),
     "swin_lightning.cli": ("__main__.py",),
     "swin_lightning.commands": ("__main__.py", "cli.py", "help.py", "completion.py"),

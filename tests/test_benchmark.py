@@ -52,7 +52,7 @@ def test_help_of_a_subject_names_the_experiment(subject, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "the following arguments are required: {data,step}"),
+        ([], "the following arguments are required: {data,step,inference}"),
         (["speed"], "invalid choice: 'speed'"),
         (["data"], "missing model.backbone"),
         (

@@ -100,7 +100,8 @@ def test_command_parses(page, words, tmp_path, monkeypatch):
         printing = [word for word in arguments if word.startswith("--print_config")]
         config.load([word for word in arguments if word not in printing])
     elif command == "benchmark":
-        config.load(build_parser().parse_known_args(arguments)[1])
+        options, rest = build_parser().parse_known_args(arguments)
+        assert config.load(rest) if options.subject != "inference" else not rest
     elif command == "sweep" and arguments[0] != "FILE":
         assert find_sweep(arguments[0]).is_file() or (ROOT / arguments[0]).is_file()
     else:

@@ -11,7 +11,7 @@ from swin_lightning.parser_errors import SYNONYMS, explain, known_options, neare
     ("message", "line"),
     [
         ('Parser key "trainer.max_epochs":\n  Expected a <class \'int\'>. Got value: x',
-         "trainer.max_epochs x: expected an integer >= 1 or -1 or null"),
+         "trainer.max_epochs x: expected an integer >= 0 or -1 or null"),
         ("unrecognized arguments: --model.lrr=3", "unknown option model.lrr; did you mean model.lr?"),
         ("unrecognized arguments: --EPOCHS=3", "unknown option EPOCHS; did you mean trainer.max_epochs?"),
         ("unrecognized arguments: --Max_Epochs=3", "unknown option Max_Epochs; did you mean trainer.max_epochs?"),
@@ -33,12 +33,12 @@ def test_messages_of_jsonargparse(message, line):
          "(module 'torch.optim' has no attribute 'Adammm'); did you mean torch.optim.Adam?"),
         ("model.optimizer=torch.nn.Linear", "model.optimizer torch.nn.Linear: not a class of this kind; expected one "
          "such as torch.optim.SGD"),
-        ("model.optimizer.lrr=5", "unknown option model.optimizer.lrr; no class is given for model.optimizer; name it "
-         "first, such as --model.optimizer torch.optim.SGD"),
+        ("model.optimizer.lrr=5", "unknown option model.optimizer.lrr; name the class that has it first, such as "
+         "--model.optimizer torch.optim.SGD"),
         ("model.backbone.embed_dim=3", "unknown option model.backbone.embed_dim: swin_micro_patch4_window4_32 has no "
          "such argument; SwinTransformer has it (--model.backbone SwinTransformer)"),
-        ("model.loss.label_smoothing=2", "model.loss.label_smoothing 2: no class is given for model.loss; name it "
-         "first, such as --model.loss torch.nn.CrossEntropyLoss"),
+        ("model.loss.label_smoothing=2", "model.loss.label_smoothing 2: name the class that has it first, such as "
+         "--model.loss torch.nn.CrossEntropyLoss"),
         ("model.loss={class_path: torch.nn.CrossEntropyLoss, init_args: {label_smoothing: 2}}",
          "model.loss.label_smoothing 2.0: expected a number >= 0 and < 1; the default is 0.0"),
         ("checkpoint=3", "checkpoint 3: expected a mapping of its options, such as --checkpoint.NAME=VALUE"),

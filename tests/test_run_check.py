@@ -71,7 +71,7 @@ def test_one_class_is_no_classification():
     [
         (10, None, {}, True),
         (9.5, None, {}, False),
-        (10, None, {"max_epochs": 1}, False),  # tried out
+        (10, None, {"max_epochs": 4}, False),  # tried out
         (10, None, {"limit_train_batches": 3}, False),
         (10, 40, {"max_epochs": 2}, False),  # the experiment has more
         (50, 40, {"max_epochs": 1, "limit_train_batches": 3}, True),
@@ -89,8 +89,8 @@ def test_warmup_ends_within_the_planned_run(warmup, planned, changed, refused):
 
 
 def test_a_trainer_in_python_checks_too(make_trainer):
-    with pytest.raises(UserError, match=r"model.warmup_epochs 5: the run has 2 epochs"):
-        make_trainer(max_epochs=2).fit(model(warmup_epochs=5), digits())
+    with pytest.raises(UserError, match=r"model.warmup_epochs 7: the run has 6 epochs"):
+        make_trainer(max_epochs=6).fit(model(warmup_epochs=7), digits())
     assert not is_shortened(make_trainer(max_epochs=2)) and is_shortened(make_trainer(max_epochs=2, max_steps=5))
 
 

@@ -19,8 +19,10 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.device_interface import CudaInterface
 from torch._inductor import config
 from torch._inductor.compile_fx import _recursive_post_grad_passes, compile_fx, record_original_output_strides
+from torch._inductor.debug import DebugContext
 from torch._inductor.graph import GraphLowering
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -66,11 +68,18 @@ def fake_gpu() -> Iterator[None]:
     """Let Inductor generate code for a GPU that does not exist."""
     with (
         patch("torch.cuda.get_device_properties", lambda *args: DEVICE),
+        patch.object(CudaInterface, "get_device_properties", lambda *args: DEVICE),
+        patch.object(CudaInterface, "get_compute_capability", lambda *args: 90),
+        patch.object(CudaInterface, "current_device", lambda *args: 0),
+        patch.object(CudaInterface, "is_available", lambda *args: True),
+        patch.object(CudaInterface, "synchronize", lambda *args: None),
         patch("torch.cuda.get_device_capability", lambda *args: (9, 0)),
         patch("torch.cuda.current_device", lambda: 0),
         patch("torch.cuda.device_count", lambda: 1),
         patch("swin_lightning.models.attention.fused_attention_serves", lambda *args: True),
         patch.object(F, "scaled_dot_product_attention", efficient_attention),
+        # copies between fake tensors of a GPU, which PyTorch without CUDA does not have; one of many passes
+        patch("torch._inductor.fx_passes.post_grad.reinplace_inplaceable_ops", lambda *args: None),
         patch.object(nn.LayerNorm, "forward", float32_layer_norm),
     ):
         yield
@@ -124,7 +133,7 @@ def traffic(model: nn.Module, batch_size: int, image_size: int) -> tuple[int, in
             record_original_output_strides(moved)
             _recursive_post_grad_passes(moved, is_inference=False)
             lowered = GraphLowering(moved, shape_env=fake_mode.shape_env)
-            with V.set_graph_handler(lowered):
+            with V.set_graph_handler(lowered), V.set_debug_handler(DebugContext()):
                 lowered.run(*inputs_on_gpu)
                 lowered._update_scheduler()
                 found.append((lowered.count_bytes()[0], len(lowered.scheduler.nodes)))
@@ -136,7 +145,11 @@ def traffic(model: nn.Module, batch_size: int, image_size: int) -> tuple[int, in
         return compile_fx(graph, inputs, inner_compile=count)
 
     torch.compiler.reset()
-    with fake_gpu(), config.patch(fx_graph_cache=False), FakeTensorMode(allow_non_fake_inputs=True):
+    with (
+        fake_gpu(),
+        config.patch(fx_graph_cache=False, fallback_random=True),
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):
         model.to_empty(device="cpu").train()
         images = torch.empty(batch_size, 3, image_size, image_size, device="cpu")
         targets = torch.empty(batch_size, dtype=torch.int64, device="cpu")

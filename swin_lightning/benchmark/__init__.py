@@ -3,11 +3,14 @@
 Comparisons with other implementations are in the folder `benchmarks` of the repository.
 """
 
-from swin_lightning.errors import CommandParser, UserError
+from swin_lightning.errors import CommandParser, UserError, add_allow_option
+
+VARIANTS = ("eager", "compiled", "pt2", "onnx", "int8")  # of inference
 
 
 def benchmark(args: list[str]) -> None:
-    """Measure an experiment: `data` (throughput of the data pipeline) or `step` (time and memory of a step).
+    """Measure an experiment: `data` (throughput of the data pipeline), `step` (time and memory of a step), or a run:
+    `inference` (PyTorch, compiled, exported and ONNX programs).
 
     Raises:
         UserError: For a mistake in the arguments or the experiment.
@@ -16,6 +19,16 @@ def benchmark(args: list[str]) -> None:
     for name in ("images", "steps"):
         if vars(options).get(name, 1) < 1:
             raise UserError(f"--{name} {vars(options)[name]} must be at least 1")
+
+    if options.subject == "inference":
+        if config_arguments:
+            raise UserError(f"benchmark inference takes no option {config_arguments[0]}")
+        from swin_lightning.benchmark.inference import report_inference
+
+        report_inference(
+            options.run, options.seconds, options.images, options.output, options.variants, options.allow_classes
+        )
+        return
 
     from swin_lightning.config import experiment_name, load  # imports torch and Lightning
     from swin_lightning.parser_errors import START
@@ -37,7 +50,7 @@ def benchmark(args: list[str]) -> None:
 def build_parser() -> CommandParser:
     """Parser of the own options; all others belong to the experiment."""
     parser = CommandParser("swin-lightning benchmark", description="Measure an experiment on this machine.")
-    subjects = parser.add_subparsers(dest="subject", metavar="{data,step}", required=True)
+    subjects = parser.add_subparsers(dest="subject", metavar="{data,step,inference}", required=True)
     text = "throughput of the data pipeline against the model's demand"
     data = subjects.add_parser("data", help=text, description=f"Measure the {text}.", allow_abbrev=False)
     data.add_argument("--images", type=int, default=256, metavar="N", help="training images to measure with (256)")
@@ -48,4 +61,18 @@ def build_parser() -> CommandParser:
     for command in (data, step):
         command.usage = f"{command.prog} -c EXPERIMENT [options below] [options of swin-lightning fit]"
         command.epilog = "-c and all other options are those of `swin-lightning fit`, such as --data.path FOLDER."
+    text = "latency, throughput, memory and accuracy of a trained model in PyTorch, torch.export and ONNX Runtime"
+    inference = subjects.add_parser("inference", help=text, description=f"Measure {text}.", allow_abbrev=False)
+    inference.add_argument("run", metavar="RUN_OR_CKPT", help="run folder (its best checkpoint), or a checkpoint")
+    inference.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time per measurement (3)")
+    inference.add_argument("--images", type=int, default=500, metavar="N", help="validation images for accuracy (500)")
+    inference.add_argument(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=VARIANTS,
+        help="what to measure (default: all); compiling takes minutes",
+    )
+    inference.add_argument("--output", metavar="FILE", help="save a figure as .png")
+    add_allow_option(inference)
     return parser

@@ -184,8 +184,7 @@ class ImageFolder(SplitDataModule):
             if columns.class_names is None:
                 raise UserError(
                     f"data.streaming: column {columns.label!r} of {self.path!r} is plain integers without class names; "
-                    "make it a ClassLabel (`datasets.Dataset.class_encode_column`), set class_names in a subclass, or "
-                    "do not stream"
+                    "make it a ClassLabel (see class_encode_column), set class_names in a subclass, or do not stream"
                 )
             return columns.class_names
         if self._manifest:

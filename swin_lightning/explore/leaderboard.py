@@ -4,6 +4,7 @@ A log is the `metrics.csv` of a run below a header in YAML, which states what el
 """
 
 import io
+import json
 import os
 import platform
 import re
@@ -213,9 +214,14 @@ def _mean(values: list[float], scale: float, digits: int) -> str:
 def _differences(config: dict[str, Any], experiment: str) -> dict[str, Any]:
     """Options in which the configuration of a run differs from its experiment."""
     theirs = flatten(load(["-c", str(find_experiment(experiment))]).as_dict())
-    changed = {key: value for key, value in config.items() if repr(value) != repr(theirs.get(key))}
-    kept = {key: value for key, value in changed.items() if not re.fullmatch(IGNORED, key)}
-    return {key: _portable(key, value) for key, value in kept.items()}
+    kept = {key: value for key, value in config.items() if not re.fullmatch(IGNORED, key)}
+    changed = {key: value for key, value in kept.items() if _plain(value) != _plain(theirs.get(key))}
+    return {key: _portable(key, value) for key, value in changed.items()}
+
+
+def _plain(value: Any) -> str:
+    """A value as text, the same for a tuple and a list, a namespace and a dict."""
+    return json.dumps(value, default=vars, sort_keys=True)
 
 
 def _portable(key: str, value: Any) -> Any:

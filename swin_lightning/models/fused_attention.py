@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from swin_lightning.models.precision import autocast_dtype, is_tracing
 
 ENV_VAR = "SWIN_LIGHTNING_TRITON"
+# new in PyTorch 2.7; before, compiled models take the general path too
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 TOLERANCE = 2e-2  # of the self-check: relative error of an output or gradient in half precision
 
 
@@ -36,14 +38,20 @@ def fused_attention_serves(x: Tensor, window: tuple[int, int], head_dim: int, co
         head_dim: Channels per head.
         cosine: Cosine attention (Swin V2).
     """
-    if x.device.type != "cuda" or is_tracing() or torch.compiler.is_exporting():  # exported programs need torch alone
+    if x.device.type != "cuda" or is_tracing() or is_exporting():  # exported programs need torch alone
         return False
     return bool(kernel_works(x.device.index or 0, autocast_dtype(x) or x.dtype, window, head_dim, cosine))
 
 
+# not on the cached function itself, whose mark torch.compile does not see
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@functools.cache
 def kernel_works(device: int, dtype: torch.dtype, window: tuple[int, int], head_dim: int, cosine: bool) -> bool:
+    """`check_kernel`, called and not traced by torch.compile."""
+    return check_kernel(device, dtype, window, head_dim, cosine)
+
+
+@functools.cache
+def check_kernel(device: int, dtype: torch.dtype, window: tuple[int, int], head_dim: int, cosine: bool) -> bool:
     """Whether the kernel exists for these values, and computes attention correctly on this GPU.
 
     The first call compiles the kernel and compares it with the definition on a small map. If it fails or differs, a

@@ -67,8 +67,8 @@ def _run_locally(config: Sweep, agents: int | None, count: int | None) -> None:
             sys.exit(128 + signal.SIGINT)
         finally:
             report = write_summary(config, folder)
-            best = f"best: {folder / 'best.yaml'}\nreport: {report}"
-            print(best if report else "no trial finished with a metric value")
+            best = f"best: {folder / 'best.yaml'}\n" if (folder / "best.yaml").is_file() else ""
+            print(f"{best}report: {report}" if report else "no trial finished with a metric value")
             print(folder, flush=True)
             signal.signal(signal.SIGTERM, previous)
 

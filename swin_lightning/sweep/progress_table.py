@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from swin_lightning.sweep.repeats import repeats
 from swin_lightning.sweep.sweep_file import Sweep
 from swin_lightning.sweep.trial_log import Trial
 
@@ -52,13 +53,13 @@ class ProgressTable:
                 print(self.line(trial), flush=True)
 
     def table(self, trials: Sequence[Trial], progress: dict[str, dict[str, float]]) -> Table:
-        """One row per trial, the best one in bold. Arguments as in `update`."""
+        """One row per trial, the best one in bold unless trials repeat a configuration. Arguments as in `update`."""
         metric = self.sweep.metric
         done = sum(trial.state != "running" for trial in trials)
         table = Table(title=f"{self.sweep.path.stem}: {done} of {self.num_trials} trials", title_justify="left")
         for name in ("#", "state", "epoch", metric, "time", *self.sweep.parameters):
             table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-        best = best_trial(trials, metric, self.sweep.goal)
+        best = None if repeats(self.sweep.config["parameters"]) else best_trial(trials, metric, self.sweep.goal)
         for trial in trials:
             metrics = {**trial.metrics, **progress.get(trial.id, {})}
             values = [f"{metrics[name]:.4g}" if name in metrics else "" for name in ("epoch", metric)]

@@ -8,13 +8,15 @@ import yaml
 from swin_lightning import html_page
 from swin_lightning.csv_cells import escape_cell
 from swin_lightning.errors import UserError
-from swin_lightning.sweep import sweep_figures
+from swin_lightning.sweep import repeats, sweep_figures
 from swin_lightning.sweep.progress_table import best_trial, format_value
 from swin_lightning.sweep.sweep_file import Sweep
 from swin_lightning.sweep.trial_log import Trial, TrialLog, run_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+REPORTED = ("val/acc_best", "val/loss", "test/acc", "test/f1_macro", "test/loss")  # besides the metric of the sweep
 
 
 def load_sweep(source: str | Path) -> "DataFrame":
@@ -73,18 +75,23 @@ def trials_frame(trials: list[Trial], config: dict[str, Any], runs: dict[str, st
 def write_summary(sweep: Sweep, folder: Path) -> Path | None:
     """Write `trials.csv`, `best.yaml` and `report.html` to the sweep's folder.
 
+    If trials repeat a configuration with other seeds or folds, configurations are ranked by their means instead, which
+    are written as `configurations.csv`, and `best.yaml` has the best one, if there are several.
+
     Returns:
         The report. None if no trial has a metric value; only `trials.csv` is written then.
     """
     trials = TrialLog(folder).read()
     frame = load_sweep(folder)
     frame.rename(columns=escape_cell).map(escape_cell).to_csv(folder / "trials.csv", index=False)
+    if sweep.metric in frame and repeats.repeated(frame):
+        return _write_repeats(sweep, folder, trials, frame)
     best = best_trial(trials, sweep.metric, sweep.goal)
     if best is None:
         return None
     overlay = best_overlay(sweep, folder, best)
     (folder / "best.yaml").write_text(overlay, encoding="utf-8")
-    metrics = [name for name in ("val/acc_best", "val/loss", "test/acc", "test/loss") if name in frame]
+    metrics = [name for name in REPORTED if name in frame]
     columns = ["number", "state", *dict.fromkeys([sweep.metric, *metrics]), "seconds", *frame.attrs["parameters"]]
     ordered = frame.sort_values(sweep.metric, ascending=sweep.goal == "minimize", na_position="last")
     states = ", ".join(f"{count} {state}" for state, count in frame["state"].value_counts().items())
@@ -109,7 +116,61 @@ def write_summary(sweep: Sweep, folder: Path) -> Path | None:
     )
 
 
-def best_overlay(sweep: Sweep, folder: Path, best: Trial) -> str:
+def _write_repeats(sweep: Sweep, folder: Path, trials: list[Trial], frame: "DataFrame") -> Path | None:
+    """`write_summary` of a sweep whose trials repeat configurations."""
+    metric = sweep.metric
+    metrics = list(dict.fromkeys([metric, *(name for name in REPORTED if name in frame)]))
+    table = repeats.configurations(frame, metrics)
+    if table.empty:
+        return None
+    table.to_csv(folder / "configurations.csv", index=False)
+    records, names = table.to_dict("records"), table.attrs["parameters"]
+    best = records[0]
+    parts, word = [], "Mean over the trials"
+    if len(table) > 1:
+        first = next(trial for trial in trials if trial.number == best["first"])
+        first = Trial(first.number, first.id, repeats.without_repeats(first), metrics=first.metrics)
+        overlay = best_overlay(sweep, folder, first, f"Best mean of {len(table)} configurations: "
+                               f"{repeats.describe(best, metric)}.")  # fmt: skip
+        (folder / "best.yaml").write_text(overlay, encoding="utf-8")
+        parts.append(html_page.section("Best configuration (overlay)", html_page.code(overlay)))
+        word = "Best configuration"
+    else:
+        (folder / "best.yaml").unlink(missing_ok=True)
+    columns = [*names, "trials"]
+    rows = [
+        [*(row[name] for name in columns), *(_mean_cell(row, name, name == metric) for name in metrics)]
+        for row in records
+    ]
+    trial_columns = ["number", "state", *metrics, "seconds", *frame.attrs["parameters"]]
+    states = ", ".join(f"{count} {state}" for state, count in frame["state"].value_counts().items())
+    return html_page.save_page(
+        folder / "report.html",
+        f"Sweep {sweep.config.get('name', sweep.path.stem)}",
+        html_page.paragraph(
+            f"{sweep.method} search, {sweep.goal} {metric}: {states}; repeated over "
+            f"{', '.join(repeats.repeated(frame))}. {word}: {repeats.describe(best, metric)}."
+        ),
+        html_page.section(
+            "Configurations",
+            html_page.paragraph("Mean ± standard deviation of the trials, and the 95 % interval of the mean."),
+            html_page.table([*columns, *metrics], rows),
+            html_page.picture(repeats.repeats_figure(frame, table), repeats.CAPTION),
+        ),
+        *parts,
+        html_page.section("Trials", html_page.table(trial_columns, frame[trial_columns].itertuples(index=False))),
+        html_page.section("Sweep file", html_page.code((folder / "sweep.yaml").read_text(encoding="utf-8"))),
+    )
+
+
+def _mean_cell(row: dict[Any, Any], metric: str, interval: bool) -> str:
+    if row["trials"] < 2:
+        return f"{row[metric]:.4f}"
+    bounds = f" [{row[f'{metric} low']:.4f}, {row[f'{metric} high']:.4f}]" if interval else ""
+    return f"{row[metric]:.4f} ± {row[f'{metric} deviation']:.4f}{bounds}"
+
+
+def best_overlay(sweep: Sweep, folder: Path, best: Trial, title: str | None = None) -> str:
     """The parameters of the best trial as a configuration overlay for `-c`.
 
     Class arguments are nested under `init_args`, as in the `config.yaml` of the trial; an overlay needs no
@@ -120,9 +181,12 @@ def best_overlay(sweep: Sweep, folder: Path, best: Trial) -> str:
     overlay: dict[str, Any] = {}
     for name, value in best.parameters.items():
         _set_nested(overlay, config, name.split("."), value)
+    title = title or (
+        f"Best of {len(TrialLog(folder).read())} trials of {sweep.path.name}: trial {best.number}, "
+        f"{sweep.metric} {best.metrics[sweep.metric]:.4f}."
+    )
     return (
-        f"# Best of {len(TrialLog(folder).read())} trials of {sweep.path.name}: trial {best.number}, "
-        f"{sweep.metric} {best.metrics[sweep.metric]:.4f}.\n"
+        f"# {title}\n"
         f"# Command:  swin-lightning {' '.join(sweep.arguments)} -c {folder / 'best.yaml'}\n"
         + yaml.safe_dump(overlay, sort_keys=False)
     )

@@ -387,7 +387,7 @@ def _call(option: str, factory: Callable[..., Any], *args: Any) -> Any:
     try:
         return factory(*args)
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise UserError(f"{option} cannot be built: {summarize(error)}; check its arguments") from error
+        raise UserError(f"{option}: {summarize(error)}; check its arguments") from error
 
 
 def _default(cls: type, name: str) -> Any:

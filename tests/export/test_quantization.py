@@ -7,7 +7,7 @@ import pytest
 from swin_lightning.cli import main
 from swin_lightning.export import export
 from swin_lightning.inference import Predictor
-from tests.support.cli import DIGITS, SHORT
+from tests.support.cli import DIGITS
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +17,7 @@ def run(tmp_path_factory):
     pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("run"))
-        return main(["fit", "-c", DIGITS, *SHORT, "--trainer.max_epochs=6"]).run_dir.resolve()
+        return main(["fit", "-c", DIGITS, "--trainer.max_epochs=8", "--test_after_fit=false"]).run_dir.resolve()
 
 
 @pytest.mark.parametrize("options", [["--int8"], ["--int8", "--with-preprocessing"], ["--fp16"]], ids=" ".join)

@@ -8,10 +8,12 @@ import torch
 from swin_lightning.models import SwinTransformer
 from swin_lightning.models.fused_attention import (
     ENV_VAR,
+    check_kernel,
     fused_attention_serves,
     kernel_works,
     use_fused_attention,
 )
+from swin_lightning.models.precision import autocast_dtype
 
 ARGUMENTS = (0, torch.bfloat16, (7, 7), 32, False)
 
@@ -24,9 +26,9 @@ def kernels(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(window_attention_triton, "self_check", lambda *args: 1e-3)
-    kernel_works.cache_clear()
+    check_kernel.cache_clear()
     yield window_attention_triton
-    kernel_works.cache_clear()
+    check_kernel.cache_clear()
 
 
 def test_the_operator_serves_cuda_devices_only():
@@ -72,6 +74,17 @@ def test_check_is_not_affected_by_modes_of_the_caller(kernels, monkeypatch):
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert kernel_works(*ARGUMENTS)
     assert seen == {"inference": False, "autocast": False}
+
+
+def test_compiled_models_ask_once_and_outside_of_the_graph(kernels, monkeypatch):
+    monkeypatch.setattr(kernels, "self_check", lambda *args: 1e-3 if type(torch.ones(1)) is torch.Tensor else 1.0)
+
+    def function(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return x + 1 if kernel_works(0, autocast_dtype(x) or x.dtype, (7, 7), 32, False) else x
+
+    compiled = torch.compile(function, backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(2)).tolist() == [1, 1]
 
 
 def test_switch_of_a_model(monkeypatch):
