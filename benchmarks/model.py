@@ -1,4 +1,8 @@
-"""Compare our Swin with other implementations of the same weights, and with a ViT of about as many MACs."""
+"""Compare our Swin with other implementations of the same weights, and with a ViT of about as many MACs.
+
+In one process all models have the same precision, float32 by default. With `--processes` each has its own defaults:
+ours the precision that `swin-lightning` would choose on this machine, the others float32.
+"""
 
 import argparse
 import gc
@@ -22,6 +26,7 @@ from swin_lightning.benchmark.memory import peak_resident, reset_peak_resident, 
 from swin_lightning.errors import CommandParser, UserError
 from swin_lightning.models.flops import count_params_and_macs
 from swin_lightning.models.registry import model_info
+from swin_lightning.trainer_precision import default_precision
 
 OWN = "swin_lightning"
 MODES = ("eval", "train")
@@ -40,7 +45,12 @@ def main(args: list[str]) -> None:
         return
     paths = ("peers", "official", "output", "worker")
     kept = {name: value for name, value in vars(options).items() if name not in paths}
-    result: dict[str, Any] = {"title": _title(options), "options": kept, "versions": package_versions()}
+    kept["precision"] = BenchmarkContext(options).precision(OWN)
+    result: dict[str, Any] = {
+        "title": _title(options, kept["precision"]),
+        "options": kept,
+        "versions": package_versions(),
+    }
     for mode in [mode for mode in MODES if vars(options)[mode]] or MODES:
         rows = separate_processes(options, mode) if options.processes else one_process(options, mode)
         print("\n".join(results_table.format_table(f"{mode}: {result['title']}", rows)), flush=True)
@@ -52,6 +62,7 @@ def main(args: list[str]) -> None:
 def argument_parser() -> CommandParser:
     """Parser of `python -m benchmarks.model`."""
     parser = build_parser("model", __doc__)
+    parser.set_defaults(precision=None)  # see BenchmarkContext.precision
     add_model_option(parser)
     add = parser.add_argument
     add("--eval", action="store_true", help="evaluation only (default: evaluation and training)")
@@ -77,7 +88,7 @@ def one_process(options: argparse.Namespace, mode: str) -> list[results_table.Ro
             differences[name] = reference_models.check_difference(name, difference)
         cases.append(context.case(name, model, mode))
     device = context.images.device
-    peak = peak_performance(device, options.precision)
+    peak = peak_performance(device, context.precision(OWN))
     interleave([*cases, peak], options.rounds or 12, device)
     if device.type == "cpu":  # resident memory needs a process per model, with an allocator that returns freed memory
         for case in cases:
@@ -91,7 +102,7 @@ def separate_processes(options: argparse.Namespace, mode: str) -> list[results_t
     names = [name for name, _ in context.models() if not name.startswith("vit")]
     cases = [BenchmarkCase(name, lambda: None, context.flop(mode)) for name in names]
     device = context.images.device
-    peak = peak_performance(device, options.precision)
+    peak = peak_performance(device, context.precision(OWN))
     logits: dict[str, Tensor] = {}
     for _ in range(options.rounds or 3):
         peak.seconds.append(min(timed(peak.step, 1, device) for _ in range(5)))
@@ -193,24 +204,34 @@ class BenchmarkContext:
         """Nominal operations of a step: two per multiply-add, and twice as many backward as forward."""
         return 2.0 * self.macs * self.options.batch_size * (3 if mode == "train" else 1)
 
+    def precision(self, name: str) -> str:
+        """`32` or `bf16` of a model: as given, or its own default where every model has its default settings."""
+        given: str | None = self.options.precision
+        if given is None and name == OWN and self.options.processes:
+            device, size = self.images.device.type, self.images.shape[-1]
+            chosen, _ = default_precision(device, self.classifier, size, self.options.batch_size)
+            return "bf16" if chosen == "bf16-mixed" else "32"
+        return given or "32"
+
     def case(self, name: str, model: nn.Module, mode: str, fused: bool = True) -> BenchmarkCase:
         """A training or evaluation step of a model."""
         flop = self.flop(mode) * (reference_models.VIT_MACS.get(name, self.macs) / self.macs)
         if self.options.compile:
             model.compile()
         if mode == "eval":
-            return BenchmarkCase(name, evaluation_step(model, self.images, self.options.precision), flop)
-        step = training_step(model, self.images, self.targets, self.options.precision, fused)
+            return BenchmarkCase(name, evaluation_step(model, self.images, self.precision(name)), flop)
+        step = training_step(model, self.images, self.targets, self.precision(name), fused)
         return BenchmarkCase(name, step, flop)
 
 
 # helpers
 
 
-def _title(options: argparse.Namespace) -> str:
+def _title(options: argparse.Namespace, own_precision: str) -> str:
     how = "compiled" if options.compile else "eager"
     how += ", separate processes" if options.processes else ""
-    precision = {"32": "float32", "bf16": "bfloat16 autocast"}[options.precision]
+    precision = {"32": "float32", "bf16": "bfloat16 autocast"}[own_precision]
+    precision += ", others float32" if own_precision != (options.precision or "32") else ""
     machine = describe_machine(torch.device(options.device))
     return f"{options.model}, batch {options.batch_size}, {precision}, {how}; {machine}, torch {torch.__version__}"
 

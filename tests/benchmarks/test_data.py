@@ -40,10 +40,19 @@ def test_compare_measures_every_round(data, monkeypatch):
 
 def test_command_prints_rates_and_ratio(photographs, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "ROUNDS", 1)
-    benchmark.main([*FOLDER, f"--data.path={photographs}", "--data.crop=random_resized", "--images=10"])
-    rates, ratio = capsys.readouterr().out.splitlines()[-2:]
+    benchmark.main([*FOLDER, f"--data.path={photographs}", "--data.crop=random_resized", "--images=10",
+                    "--workers=2"])  # fmt: skip
+    rates, ratio, workers, scaling = capsys.readouterr().out.splitlines()[-4:]
     assert re.fullmatch(r"ours \d+ images/s, PIL \d+ images/s; one loader process each", rates)
-    assert re.fullmatch(r"ratio [\d.]+ \(from [\d.]+ to [\d.]+ in 1 rounds\)", ratio)
+    assert re.fullmatch(r"ours with 2 loader processes \d+ images/s, with one \d+", workers)
+    for line in (ratio, scaling):
+        assert re.fullmatch(r"ratio [\d.]+ \(from [\d.]+ to [\d.]+ in 1 rounds\)", line)
+
+
+def test_number_of_loader_processes(data, monkeypatch):
+    monkeypatch.setattr(benchmark, "epoch_rate", lambda loader, epoch: 100.0 * loader.num_workers + epoch)
+    one, several = benchmark.compare_workers(data, 25, 2)
+    assert one == [101.0, 102.0, 103.0, 104.0, 105.0] and several == [201.0, 202.0, 203.0, 204.0, 205.0]
 
 
 def test_baseline_yields_normalized_float_images(data):
@@ -66,6 +75,7 @@ def test_baseline_operations_equal_ours(name):
     ("args", "message"),
     [
         (["-c", DIGITS, "--images=0"], "--images 0 must be at least 1"),
+        (["-c", DIGITS, "--workers=0"], "--workers 0 must be at least 1"),
         (["-c", DIGITS], "the PIL pipeline needs data.crop=random_resized and a local data set of image files"),
         (["-c", "nothing.yaml"], "nothing.yaml"),
     ],

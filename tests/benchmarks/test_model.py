@@ -60,6 +60,20 @@ def test_training_counts_three_times_the_operations_of_evaluation(official):
     assert context.flop("train") == 3 * context.flop("eval")
 
 
+def test_own_precision_is_the_default_of_the_command_line(monkeypatch):
+    def precisions(*args):
+        context = model.BenchmarkContext(command.parse(model.argument_parser(), [*SMALL, *args]))
+        return context.precision("swin_lightning"), context.precision("timm")
+
+    monkeypatch.setattr(
+        model, "default_precision", lambda device, module, size, batch: ("bf16-mixed", f"{size} {batch}")
+    )
+    assert precisions() == ("32", "32")
+    assert precisions("--processes") == ("bf16", "32")
+    assert precisions("--processes", "--precision=32") == ("32", "32")
+    assert precisions("--precision=bf16") == precisions("--precision=bf16", "--processes") == ("bf16", "bf16")
+
+
 def test_reference_with_other_logits_stops_the_comparison(official, no_worker_processes, capsys):
     body = "def forward(self, x):\n        return 1.001 * super().forward(x)"
     with pytest.raises(ValueError, match="official: logits differ by"):
