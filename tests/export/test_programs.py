@@ -42,7 +42,7 @@ def test_pt2_gives_the_same_logits_in_a_process_without_swin_lightning(tmp_path)
     ("suffix", "version"),
     [
         (".pt", 1),
-        (".pt2", 1),
+        pytest.param(".pt2", 1, marks=pytest.mark.slow),
         pytest.param(".onnx", 1, marks=pytest.mark.slow),
         pytest.param(".pt", 2, marks=pytest.mark.slow),
         pytest.param(".onnx", 2, marks=pytest.mark.slow),
