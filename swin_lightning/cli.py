@@ -205,7 +205,7 @@ class CLI(LightningCLI):
             return Trainer(**{**trainer, "callbacks": [Shutdown(), *callbacks]})
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             given = f"accelerator {trainer['accelerator']}, devices {trainer['devices']}"
-            raise UserError(f"trainer: {shorten(error, 300)} Given: {given}; check the options of trainer") from error
+            raise UserError(f"trainer: {shorten(error, 300)} Given: {given}; use this machine's devices") from error
 
     def instantiate_classes(self) -> None:
         """Build the model and the data module; those of a checkpoint may not be larger than what it holds."""

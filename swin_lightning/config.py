@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from swin_lightning.checkpoint_classes import Allowed, check_block
-from swin_lightning.config_check import GROUPS, check_values
+from swin_lightning.config_check import FROM_DATA, GROUPS, check_values
 from swin_lightning.errors import UserError, shorten
 from swin_lightning.experiment_files import find_experiment, installed_experiments
 from swin_lightning.parser_errors import explain, short_key
@@ -43,6 +43,8 @@ def resolve_experiments(arguments: Sequence[str]) -> list[str]:
             argument = str(find_experiment(argument))
         elif flag == "--config" and equals:
             argument = f"--config={find_experiment(name)}"
+        elif argument.startswith("-c") and argument != "-c":  # `-cNAME` and `-c=NAME`, as argparse reads them
+            argument = f"--config={find_experiment(argument[2:].removeprefix('='))}"
         value_follows = argument in ("-c", "--config")
         resolved.append(argument)
     return resolved
@@ -125,7 +127,7 @@ def add_options(parser: LightningArgumentParser) -> None:
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
     for key, group in GROUPS.items():
         parser.add_lightning_class_args(group, key)
-    for name in ("num_classes", "class_names", "class_weights"):
+    for name in FROM_DATA:
         # through a function: a data module without the attribute serves any model that does not need it
         parser.link_arguments("data", f"model.init_args.{name}", _attribute(name), apply_on="instantiate")
     parser.link_arguments("seed_everything", "data.init_args.seed", int)  # plain, or it cannot be dumped
@@ -151,6 +153,8 @@ def parse(parser: LightningArgumentParser, arguments: Sequence[str]) -> Namespac
     Raises:
         UserError: For an unknown option, a value of the wrong type or out of range, or a file that cannot be read.
     """
+    if unreadable := [argument for argument in arguments if "\0" in argument]:
+        raise UserError(f"{shorten(unreadable[0])}: a null character; expected text")
     resolved = resolve_experiments(arguments)
     files = config_files(resolved)
     roots = {path: check_yaml(read_text(path), path) for path in files}
@@ -186,12 +190,17 @@ def planned_epochs(arguments: Sequence[str]) -> int:
 
 def check_sections(path: str, root: yaml.Node | None) -> None:
     """Check that a configuration file is a mapping, and its sections mappings too."""
-    if root is None:
+    if root is None or root.value == []:
         return
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"{path}: expected a mapping of options such as model and data")
     for name, value in root.value:
         where = f"{path}:{name.start_mark.line + 1}: {name.value}"
+        if not re.fullmatch(r"\w+(\.\w+)*\+?", name.value) or not name.tag.endswith((":str", ":merge")):
+            line = where.removesuffix(name.value)
+            raise UserError(f"{line}key {shorten(repr(name.value))}: expected an option such as model, data or trainer")
+        if name.value == "config":
+            raise UserError(f"{where}: a file cannot name another one; give -c several times, one for each file")
         if name.value in GROUPS and not isinstance(value, yaml.MappingNode):
             raise UserError(f"{where} {shorten(value.value)}: expected a mapping of options")
         if name.value in ("model", "data") and isinstance(value, yaml.SequenceNode):
@@ -247,7 +256,7 @@ def instantiate(config: Namespace) -> tuple[Any, Any]:
     parser.add_argument("--seed_everything", type=int, default=0)
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
-    for name in ("num_classes", "class_names", "class_weights"):
+    for name in FROM_DATA:
         parser.link_arguments("data", f"model.init_args.{name}", _attribute(name), apply_on="instantiate")
     built = parser.instantiate(part)
     return built.get("data"), built.model

@@ -28,6 +28,7 @@ GROUPS: dict[str, type] = {
     "early_stopping": EarlyStopping,
     "non_finite": NonFinite,
 }  # keys with the arguments of a fixed class
+FROM_DATA = ("num_classes", "class_names", "class_weights")  # arguments of the model
 
 
 def check_values(config: Namespace) -> None:
@@ -43,7 +44,10 @@ def check_values(config: Namespace) -> None:
             _check_arguments(key, target, vars(config[key]))
     for key in ("model", "data"):
         _check_block(key, config.get(key))
+    _check_linked(config)
     trainer = config.trainer
+    if isinstance(trainer.strategy, str) and re.search("notebook|fork", trainer.strategy):
+        raise UserError(f"trainer.strategy {trainer.strategy}: for notebooks only; use ddp or ddp_spawn")
     if trainer.accelerator == "cpu" and not re.fullmatch(r"auto|\d+", str(trainer.devices)):
         raise UserError(
             f"trainer.devices {shorten(trainer.devices)}: on a CPU it is the number of processes; expected an integer "
@@ -52,6 +56,20 @@ def check_values(config: Namespace) -> None:
     most = max(8, 2 * (os.cpu_count() or 1))
     if trainer.accelerator == "cpu" and str(trainer.devices).isdigit() and int(trainer.devices) > most:
         raise UserError(f"trainer.devices {trainer.devices}: on this CPU expected at most {most} processes")
+
+
+def _check_linked(config: Namespace) -> None:
+    """What the data module gives to the model cannot be chosen, and arguments have one place."""
+    for key in ("model", "data"):
+        block = config.get(key)
+        extra = list(block.get("dict_kwargs") or {}) if isinstance(block, Namespace) else []
+        if extra and block.class_path.startswith("swin_lightning."):
+            raise UserError(f"unknown option {key}.{shorten(extra[0])} in dict_kwargs; write options under init_args")
+    arguments = config.model.get("init_args") if isinstance(config.get("model"), Namespace) else None
+    for name in FROM_DATA if isinstance(arguments, Namespace) and config.get("data") is not None else ():
+        if arguments.get(name) is not None:
+            value = shorten(arguments[name])
+            raise UserError(f"model.{name} {value}: the data module gives it; leave it out (expected null)")
 
 
 def _check_block(key: str, block: Any) -> None:

@@ -43,6 +43,8 @@ REMEDIES = {
         "no shared memory left for the data loader: lower --data.num_workers (0 needs none), or enlarge /dev/shm "
         "(docker run --shm-size)"
     ),
+    "early stopping conditioned on metric": "trainer.callbacks: set monitor of EarlyStopping to a logged metric",
+    r"does not support dense gradients": "model.optimizer is for sparse gradients only: use torch.optim.AdamW",
     r"too many open files": "too many open files: lower --data.num_workers, or raise the limit (ulimit -n)",
     r"dataloader worker .* (exited unexpectedly|killed by signal)": (
         "a worker of the data loader was killed, as by the system when memory runs out: lower --data.num_workers"
@@ -51,6 +53,8 @@ REMEDIES = {
         "the connection to another rank was lost: its process was killed or its machine failed; see its output"
     ),
 }
+# a ValueError of torch
+OTHER_GROUPS = re.compile("loaded state dict (has a different number of|contains a) parameter group")
 # errors of files that belong to the machine and not to the program
 ENVIRONMENT = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EMFILE),
@@ -83,11 +87,17 @@ def user_error(error: BaseException) -> UserError | None:
             return UserError(summarize(cause))
         if isinstance(cause, ValueError) and (missing := _missing_package(str(cause))):
             return UserError(missing)
+        if isinstance(cause, ValueError) and OTHER_GROUPS.match(str(cause)):
+            return UserError(
+                "the checkpoint cannot be resumed: its optimizer has other parameter groups than this configuration; "
+                "use the model.layer_decay, model.freeze and backbone of its run, or start from its parameters with "
+                "--model.weights"
+            )
         last = str(cause).strip().rpartition("\n")[2]
         if type(cause).__name__ == "ProcessRaisedException" and last.startswith(f"{UserError.__module__}.UserError: "):
             return UserError(last.partition(": ")[2])  # of a rank of ddp_spawn, which sends its traceback as text
         if isinstance(cause, OSError) and cause.errno in ENVIRONMENT and cause.filename is not None:
-            return UserError(f"{cause.filename}: {cause.strerror}")
+            return UserError(f"{shorten(str(cause.filename), 200)}: {cause.strerror}")
         if isinstance(cause, RuntimeError | MemoryError | OSError) and (remedy := _remedy(cause)):
             return UserError(remedy)
     return None

@@ -63,6 +63,15 @@ SYNONYMS = {
     "ema_decay": "ema.decay",
     "logger": "trainer.logger",
 }
+# types and defaults of options of no class
+PLAIN: dict[str, tuple[Any, Any]] = {
+    "seed_everything": (Seed, 0),
+    "test_after_fit": (bool, True),
+    "weights_only": (bool | None, None),
+    "ckpt_path": (str | None, None),
+    "experiment": (str | None, None),
+    "allow_classes": (str, ""),
+}
 QUOTE, COMMA = "'", ","
 # what a class path may be, by option
 EXAMPLES = {
@@ -150,7 +159,7 @@ def unknown_argument(key: str, name: str, cls: Callable[..., Any]) -> str:
         return f"unknown option {key}.{shorten(name)}; did you mean {key}.{argument}?"
     if name in {option.rpartition(".")[2] for option in known_options()}:
         return f"{text}; did you mean {nearest(name, known_options())}?"
-    return f"{text}; it has {', '.join(accepted[:12])}{', ...' if len(accepted) > 12 else ''}"
+    return f"{text}; expected one of {', '.join(accepted[:12])}{', ...' if len(accepted) > 12 else ''}"
 
 
 def nearest(key: str, options: set[str]) -> str | None:
@@ -218,14 +227,16 @@ def _bad_value(key: str, name: str, cls: Callable[..., Any] | None, rest: str) -
     value = _value(rest, name)
     hint: Any = Any
     default: Any = None
+    if cls is None and (owner := re.search(r"Got value: Namespace\(class_path='([\w.]+)'", rest)) and "." in key:
+        cls = _import(owner[1])  # the class that has the argument
     if cls is not None and name.rpartition(".")[2] in argument_types(cls):
         hint, default = argument_types(cls)[name.rpartition(".")[2]]
     elif key.partition(".")[0] in GROUPS:
         hint, default = argument_types(GROUPS[key.partition(".")[0]]).get(key.partition(".")[2], (Any, None))
     elif key in ("model", "data"):
         hint = LightningModule if key == "model" else LightningDataModule
-    elif key in ("seed_everything", "test_after_fit"):
-        hint, default = (Seed, 0) if key == "seed_everything" else (bool, True)
+    elif key in PLAIN:
+        hint, default = PLAIN[key]
     if key in EXAMPLES and NO_CLASS.search(rest):
         found = re.search(r"No module named '[^']*'|module '[^']*' has no attribute '[^']*'", rest)
         reason = f" ({found[0]})" if found else ""
@@ -248,11 +259,13 @@ def _name_class(key: str) -> str:
 
 def _value(rest: str, name: str) -> str:
     """The given value in the rest of a message."""
-    if nested := re.search(r"NestedArg\(key='[^']*', val=(.*?)\)$", rest):
+    if nested := re.search(r"NestedArg\(key='[^']*', val=(.*?)\)(?: - Expected|$)", rest):
         return nested[1].strip("'")
-    for pattern in (r"Got value: (.*?)(?= - Expected| Given value|$)", r"Given value: (.*?)(?= - Expected|$)"):
+    for pattern in (r"Got value:(.*?)(?= - Expected| Given value|$)", r"Given value:(.*?)(?= - Expected|$)"):
         if given := re.search(pattern, rest):
-            return given[1]
+            value = given[1].strip().partition(". Got value: ")[0] or "''"
+            class_path = re.fullmatch(r"Namespace\(class_path='([^']*)'.*", value)
+            return class_path[1] if class_path else value
     return ""
 
 

@@ -128,7 +128,7 @@ def matches(value: Any, hint: Any) -> bool:
         return any(type(value) is type(choice) and value == choice for choice in arguments)
     if hint in (None, NoneType):
         return value is None
-    if hint in (bool, str):
+    if hint in (bool, str, timedelta):
         return isinstance(value, hint)
     if hint is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
@@ -183,7 +183,7 @@ def describe(hint: Any) -> str:
 
 def constraints(hint: Any) -> list[Any]:
     """The ranges of an annotated type."""
-    return [each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Range | Ascending | Pattern)]
+    return [each for each in getattr(hint, "__metadata__", ()) if hasattr(each, "allows")]
 
 
 def plain(hint: Any) -> Any:

@@ -26,11 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from swin_lightning.checkpoint_files import saved_at
 from swin_lightning.errors import UserError
+from swin_lightning.yaml_files import read_yaml
 
 RUNS_ENV = "SWIN_LIGHTNING_RUNS"
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}  # of a file system without locks
@@ -161,10 +161,7 @@ class RunFolder:
         """
         if not self.config.is_file():
             return {}
-        try:
-            content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UserError(f"{self.config} is not YAML ({' '.join(str(error).split())[:200]})") from error
+        content = read_yaml(self.config)
         if not isinstance(content, dict):
             raise UserError(f"{self.config} is not a configuration, but a {type(content).__name__}")
         return content

@@ -11,6 +11,7 @@ from swin_lightning.errors import UserError, shorten
 MAX_BYTES = 16 * 2**20
 MAX_NODES = 200_000  # with every alias replaced by what it stands for
 MAX_DEPTH = 50
+MAX_DIGITS = 300  # of an integer; Python converts no more than 4300
 STANDARD = "tag:yaml.org,2002:"
 TAGS = {f"{STANDARD}{name}" for name in "null bool int float str seq map timestamp merge value".split()}
 
@@ -91,14 +92,19 @@ def _check_size(text: str, where: str) -> None:
                 of_anchor[anchor] = size
             sizes[-1] += size
         elif isinstance(event, yaml.AliasEvent):
+            if event.anchor in anchors:
+                line = event.start_mark.line + 1 if event.start_mark else 0
+                raise UserError(f"{where}:{line}: *{shorten(event.anchor)} is within what it stands for; write it out")
             sizes[-1] += of_anchor.get(str(event.anchor), 1)
         elif isinstance(event, yaml.ScalarEvent):
             sizes[-1] += 1
         line = event.start_mark.line + 1 if event.start_mark else 0
         if len(sizes) > MAX_DEPTH:
-            raise UserError(f"{where}:{line}: nested more than {MAX_DEPTH} levels deep")
+            raise UserError(f"{where}:{line}: nested more than {MAX_DEPTH} levels deep; expected a flatter file")
         if sizes[-1] > MAX_NODES:
-            raise UserError(f"{where}:{line}: more than {MAX_NODES} values, with aliases (*name) replaced")
+            raise UserError(
+                f"{where}:{line}: more than {MAX_NODES} values, with aliases (*name) replaced; use fewer aliases"
+            )
 
 
 def _check_nodes(root: yaml.Node, where: str) -> None:
@@ -109,6 +115,8 @@ def _check_nodes(root: yaml.Node, where: str) -> None:
         if node.tag not in TAGS:
             tag = node.tag.replace(STANDARD, "!!")
             raise UserError(f"{where}:{line}: tag {shorten(tag)} is not supported; write plain values and class_path")
+        if node.tag == f"{STANDARD}int" and len(node.value) > MAX_DIGITS:
+            raise UserError(f"{where}:{line}: {shorten(node.value)}: expected a number of at most {MAX_DIGITS} digits")
         children: list[yaml.Node] = []
         if isinstance(node, yaml.SequenceNode):
             children = node.value

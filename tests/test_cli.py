@@ -346,7 +346,7 @@ def metric(name, cls, classes):
         (["--data.rand_augment=randy"], "rand_augment 'randy'"),
         (["--model.layer_decay=0.5", "--model.backbone=tests.test_cli.Flat"], "layer_decay 0.5 needs a backbone"),
         ([SGD, "--model.optimizer.lr=0.1"], "unknown option model.optimizer.lr; did you mean model.lr?"),
-        ([SGD, "--model.optimizer.momentum=-1"], "model.optimizer: Invalid momentum value: -1"),
+        ([SGD, "--model.optimizer.momentum=-1"], "model.optimizer.momentum -1.0: expected a number >= 0 and < 1"),
         (["--model.lr_schedule=cosin"], "model.lr_schedule cosin: expected one of cosine, linear, constant, step, wsd"),
         (["--model.freeze=backbon"], "model.freeze 'backbon' matches no parameter; the modules are backbone, head"),
         ([metric("acc", "MulticlassF1Score", 10)], "name 'acc'"),

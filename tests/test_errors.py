@@ -26,6 +26,18 @@ def test_user_error_is_found_behind_the_exceptions_of_libraries():
     assert str(user_error(MisconfigurationException("max_epochs\n  is wrong"))) == "max_epochs is wrong"
 
 
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (ValueError("loaded state dict has a different number of parameter groups"), "start from its parameters with"),
+        (RuntimeError("SparseAdam does not support dense gradients"), "use torch.optim.AdamW"),
+        (RuntimeError("Early stopping conditioned on metric `zz` which is not available."), "set monitor of Early"),
+    ],
+)
+def test_mistakes_that_libraries_find_during_the_run_come_with_a_remedy(error, remedy):
+    assert remedy in str(user_error(error))
+
+
 def test_missing_package_of_a_configured_class_is_the_users_to_install():
     missing = ModuleNotFoundError("Neither `tensorboard` nor `tensorboardX` is available. Try `pip install`ing either.")
     assert str(user_error(raised(ValueError("does not validate"), missing))) == str(missing)
@@ -89,7 +101,7 @@ def test_console_lets_a_bug_through(monkeypatch):
         (RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:1"), "connection to another rank was lost"),
         (PermissionError(13, "Permission denied", "runs"), "runs: Permission denied"),
         (NotADirectoryError(20, "Not a directory", "runs/x"), "runs/x: Not a directory"),
-        (OSError(36, "File name too long", "a" * 300), "a: File name too long"),
+        (OSError(36, "File name too long", "a" * 300), "a...: File name too long"),
         (OSError(28, "No space left on device", "runs/x"), "runs/x: No space left"),
     ],
 )

@@ -11,7 +11,7 @@ from swin_lightning.parser_errors import SYNONYMS, explain, known_options, neare
     ("message", "line"),
     [
         ('Parser key "trainer.max_epochs":\n  Expected a <class \'int\'>. Got value: x',
-         "trainer.max_epochs x: expected an integer >= 0 or -1 or null"),
+         "trainer.max_epochs x: expected an integer >= 0 and <= 1000000 or -1 or null"),
         ("unrecognized arguments: --model.lrr=3", "unknown option model.lrr; did you mean model.lr?"),
         ("unrecognized arguments: --EPOCHS=3", "unknown option EPOCHS; did you mean trainer.max_epochs?"),
         ("unrecognized arguments: --Max_Epochs=3", "unknown option Max_Epochs; did you mean trainer.max_epochs?"),
@@ -25,6 +25,8 @@ def test_messages_of_jsonargparse(message, line):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
+        ("model=''", "model '': expected the path of a class, such as swin_lightning.SwinClassifier"),
+        ("model.lr.q=1", "model.lr 1: expected a number > 0 and <= 1000; the default is 0.001"),
         ("model.lr=abc", "model.lr abc: expected a number > 0 and <= 1000; the default is 0.001"),
         ("data.crop=x", "data.crop x: expected one of random_resized, pad, none; the default is random_resized"),
         ("data.num_workers=-1", "data.num_workers -1: expected an integer >= 0 or null"),

@@ -1,11 +1,15 @@
 """Ranges as types: which values they allow, in which words they refuse, and that every constructor checks its own."""
 
+import importlib
+import inspect
+import pkgutil
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import pytest
 
+import swin_lightning
 from swin_lightning.errors import UserError
 from swin_lightning.ranges import (
     Ascending,
@@ -15,7 +19,9 @@ from swin_lightning.ranges import (
     Range,
     Rate,
     check_arguments,
+    constraints,
     describe,
+    hints,
     matches,
 )
 
@@ -75,3 +81,44 @@ def test_arguments_are_checked_by_their_annotations():
     assert str(caught.value) == "model.rate 1.5: expected a number >= 0 and < 1; the default is 0.1"
     with pytest.raises(UserError, match=r"size 0: expected an integer >= 1 or null$"):
         check_arguments(checked, {"rate": 0.5, "size": 0})
+
+
+INNER = {  # parts of a backbone, which checks their arguments
+    "models.attention.WindowAttention", "models.layers.PatchEmbed", "models.swin.SwinTransformerBlock",
+    "models.swin.BasicLayer", "models.swin_v2.WindowAttentionV2",
+}  # fmt: skip
+
+
+def test_every_public_class_with_ranges_checks_its_arguments():
+    ranged = {}
+    for module in pkgutil.walk_packages(swin_lightning.__path__, "swin_lightning."):
+        if module.name.endswith(("__main__", "_triton")):
+            continue
+        for name, cls in vars(importlib.import_module(module.name)).items():
+            if inspect.isclass(cls) and cls.__module__ == module.name and not name.startswith("_"):
+                ranged[f"{module.name}.{name}".removeprefix("swin_lightning.")] = cls
+    ranged = {path: cls for path, cls in ranged.items() if own_ranges(cls)}
+    assert {"tasks.base.Task", "data.cifar.CIFAR100", "ema.EMA", "models.swin.SwinTransformer"} <= ranged.keys()
+    assert {path for path, cls in ranged.items() if own_ranges(cls) - checked_arguments(cls)} == INNER
+
+
+def own_ranges(cls):
+    """Arguments of the constructor of a class that have a range."""
+    init = vars(cls).get("__init__")
+    found = hints(init) if inspect.isfunction(init) else {}
+    return {name for name, hint in found.items() if has_range(hint)}
+
+
+def has_range(hint):
+    return bool(constraints(hint)) or any(has_range(each) for each in get_args(hint) if not isinstance(each, str))
+
+
+def checked_arguments(cls):
+    """Arguments that a constructor checks, by itself or in its bases."""
+    inits = [vars(base).get("__init__") for base in cls.__mro__]
+    return {
+        name
+        for init in inits
+        if inspect.isfunction(init) and "check_arguments(" in inspect.getsource(init)
+        for name in hints(init)
+    }

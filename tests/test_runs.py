@@ -160,3 +160,11 @@ def test_names_cannot_leave_the_folder_of_runs(name):
 def test_usual_names_are_names():
     for name in ("digits_swin_micro", "größe-2.5e-4", "slurm7_0", "a=1,b=2 @home"):
         assert RunFolder.new(name, "1a2b").path.parent.name == name
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]\n", "a: 1\na: 2\n", "a: !!python/name:os.system x\n", "[1, 2]\n"])
+def test_configuration_of_a_run_from_others_is_read_with_limits(text):
+    run = make_run("digits/1-a", "config.yaml")
+    run.config.write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        run.read_config()

@@ -28,6 +28,8 @@ BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
         (b"? [a]\n: 1\n", "x.yaml:1: a list or mapping as a key; expected a name"),
         (BOMB.encode(), "x.yaml:6: more than 200000 values, with aliases (*name) replaced"),
         (b"[" * 5000, "x.yaml:1: nested more than 50 levels deep"),
+        (b"model: &m {init_args: *m}\n", "x.yaml:1: *m is within what it stands for; write it out"),
+        (b"a:\n  b: " + b"9" * 5000, "x.yaml:2: 9999"),
         (b" " * (16 * 2**20 + 1), "x.yaml: more than 16 MiB; expected a YAML file"),
     ],
 )

@@ -70,7 +70,7 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"checkpoint {str(path)!r}: no such file")
+        raise UserError(f"checkpoint {str(path)!r}: no such file; expected the path of a checkpoint")
     try:
         if path.name.endswith(".index.json"):
             return {

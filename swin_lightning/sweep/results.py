@@ -12,6 +12,7 @@ from swin_lightning.sweep import repeats, sweep_figures
 from swin_lightning.sweep.progress_table import best_trial, format_value
 from swin_lightning.sweep.sweep_file import Sweep
 from swin_lightning.sweep.trial_log import Trial, TrialLog, run_of
+from swin_lightning.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -35,7 +36,7 @@ def load_sweep(source: str | Path) -> "DataFrame":
     """
     folder = Path(source)
     if (folder / "sweep.yaml").is_file():
-        config = yaml.safe_load((folder / "sweep.yaml").read_text(encoding="utf-8"))
+        config = read_yaml(folder / "sweep.yaml")
         trials = TrialLog(folder).read()
         runs = {trial.id: run_of(folder, trial) for trial in trials}
         return trials_frame(trials, config, {trial_id: str(run.path) for trial_id, run in runs.items() if run})

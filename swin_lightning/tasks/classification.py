@@ -257,6 +257,8 @@ def _per_class(metric: Metric) -> bool:
 
 def _check_loss(loss: Callable[..., Any], num_classes: int) -> None:
     """Compute the loss of two samples, so that one that does not fit is found before training."""
+    if isinstance(loss, nn.NLLLoss):
+        raise UserError("model.loss NLLLoss takes log-probabilities, not logits; use torch.nn.CrossEntropyLoss")
     logits, targets = torch.zeros(2, num_classes), torch.arange(2) % num_classes
     given = class_probabilities(logits, targets) if isinstance(loss, nn.BCEWithLogitsLoss) else targets
     try:

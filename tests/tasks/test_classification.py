@@ -144,6 +144,11 @@ def test_bce_with_logits_gets_one_hot_targets(make_trainer):
     assert result["val/loss"] == pytest.approx(expected.item())
 
 
+def test_loss_of_log_probabilities_is_refused():
+    with pytest.raises(UserError, match=r"model\.loss NLLLoss takes log-probabilities, not logits; use"):
+        SwinClassifier(Backbone(), 3, loss=nn.NLLLoss())
+
+
 def test_loss_may_be_a_function_and_label_smoothing_is_reported(caplog):
     with caplog.at_level(logging.WARNING):
         model = SwinClassifier(Backbone(), 3, loss=lambda logits, targets: logits.sum() * 0 + 7, label_smoothing=0.1)
