@@ -58,6 +58,6 @@ class ImageNet(ImageFolder):
             return archive
         return next((folder for folder in subfolders(root) if is_official_val(folder)), None) if root.is_dir() else None
 
-    def _shards(self, *splits: str) -> list[Path]:
+    def shards(self, *splits: str) -> list[Path]:
         archives = [Path(self.path) / f"ILSVRC2012_img_{split}.tar" for split in splits if split != "test"]
-        return [archive for archive in archives if archive.is_file()][:1] or super()._shards(*splits)
+        return [archive for archive in archives if archive.is_file()][:1] or super().shards(*splits)
