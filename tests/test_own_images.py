@@ -70,6 +70,17 @@ def test_test_images_without_labels_are_predicted_and_not_scored(tmp_path, capsy
     found = rows(cli.run.predictions)
     assert [row["path"] for row in found] == [str(tmp_path / "pets" / "test" / f"{i}.png") for i in range(5)]
     assert {row["class_1"] for row in found} <= {"cat", "dog"}
+    command = [
+        "-c",
+        str(tmp_path / "own.yaml"),
+        "--data.path",
+        str(tmp_path / "pets"),
+        "--ckpt_path",
+        str(cli.run.last),
+    ]
+    with pytest.raises(UserError, match=r"the test images have no labels.*the same command with `predict`"):
+        main(["test", *command])
+    assert len(rows(main(["predict", *command]).run.predictions)) == 5
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Images in class folders, tar shards or Hugging Face data sets: the data module for a user's own data."""
 
+import logging
 import os
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,8 @@ from swin_lightning.data.split_datamodule import SplitDataModule
 from swin_lightning.data.streaming import StreamDataset, StreamLoader, StreamReader
 from swin_lightning.errors import UserError
 from swin_lightning.ranges import PositiveInt, check_arguments
+
+log = logging.getLogger(__name__)
 
 DATA_SUFFIXES = {".parquet", ".arrow", ".csv", ".json", ".jsonl", ".zip", ".tar"}  # read by Hugging Face datasets
 
@@ -98,6 +101,22 @@ class ImageFolder(SplitDataModule):
     def prepare_data(self) -> None:
         if not (self.streaming or self._manifest or self._split_folders or self.shards("train", "val")):
             load_hub_dataset(self.path)
+
+    def setup(self, stage: str) -> None:
+        """Read the splits. A global batch larger than the training set is lowered to it: experiments are written for
+        data of any size. The learning rate stays."""
+        super().setup(stage)
+        source, parts = self.sources.get("train"), self._rank()[1] * self.accumulated_batches()
+        if stage != "fit" or source is None or isinstance(source, StreamReader):
+            return
+        largest = len(source) // parts * parts
+        if largest and self.batch_size > len(source):
+            if self._rank()[0] == 0:
+                log.warning(
+                    f"data.batch_size {self.batch_size} is larger than the training set of {len(source)} images and "
+                    f"lowered to {largest}; model.lr is unchanged"
+                )
+            self.batch_size = largest
 
     def found_splits(self) -> set[str]:
         if self.streaming:  # an unknown test split is sought when it is read
