@@ -96,7 +96,7 @@ class ImageFolder(SplitDataModule):
         return self.class_names
 
     def prepare_data(self) -> None:
-        if not (self.streaming or self._manifest or self._split_folders or self._shards("train", "val")):
+        if not (self.streaming or self._manifest or self._split_folders or self.shards("train", "val")):
             load_hub_dataset(self.path)
 
     def found_splits(self) -> set[str]:
@@ -104,8 +104,8 @@ class ImageFolder(SplitDataModule):
             return {"train", "val"}
         if self._manifest:
             return self._manifest.splits
-        if self._shards("train", "val"):
-            return {split for split in ("train", "val", "test") if self._shards(split)}
+        if self.shards("train", "val"):
+            return {split for split in ("train", "val", "test") if self.shards(split)}
         if self._split_folders:
             return set(self._split_folders)
         splits = load_hub_dataset(self.path)
@@ -120,7 +120,7 @@ class ImageFolder(SplitDataModule):
     def read(self, split: str) -> Reader:
         if self._manifest:
             return self._manifest.read(split, self.class_names)
-        if shards := self._shards(split):
+        if shards := self.shards(split):
             return TarReader(shards).assign_labels(self.shard_class_names)
         if folders := self._split_folders:
             return self._read_folder(folders.get(split) or Path(self.path) / split, split)
@@ -189,7 +189,7 @@ class ImageFolder(SplitDataModule):
             return columns.class_names
         if self._manifest:
             return self._manifest.class_names
-        if shards := self._shards("train"):
+        if shards := self.shards("train"):
             return tar_class_names(Path(self.path), TarReader(shards))
         if self._split_folders:
             return self.folder_names
@@ -222,7 +222,7 @@ class ImageFolder(SplitDataModule):
             return None
         return read_manifest(path, self.image_column, self.label_column, self.group_column)
 
-    def _shards(self, *splits: str) -> list[Path]:
+    def shards(self, *splits: str) -> list[Path]:
         return find_shards(Path(self.path), split_names(*splits))
 
     @cached_property
