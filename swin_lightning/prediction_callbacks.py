@@ -107,6 +107,9 @@ class PredictionReport(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._draw_curves(trainer)
 
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw_curves(trainer)  # of a run whose test images have no labels
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draw the curves of a run that ends by Ctrl-C."""
         by_user = isinstance(exception, Interrupted) and exception.signal == signal.SIGINT

@@ -70,6 +70,7 @@ def test_test_images_without_labels_are_predicted_and_not_scored(tmp_path, capsy
     found = rows(cli.run.predictions)
     assert [row["path"] for row in found] == [str(tmp_path / "pets" / "test" / f"{i}.png") for i in range(5)]
     assert {row["class_1"] for row in found} <= {"cat", "dog"}
+    assert (cli.run.path / "curves.png").is_file()
     command = [
         "-c",
         str(tmp_path / "own.yaml"),
