@@ -4,6 +4,7 @@ import csv
 import shutil
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 from swin_lightning.callbacks import FromScratch
 from swin_lightning.cli import main
 from swin_lightning.errors import UserError
+from tests.support.images import grey_png
 
 CONFIG = {
     "model": {"init_args": {"backbone": {
@@ -82,6 +84,53 @@ def test_test_images_without_labels_are_predicted_and_not_scored(tmp_path, capsy
     with pytest.raises(UserError, match=r"the test images have no labels.*the same command with `predict`"):
         main(["test", *command])
     assert len(rows(main(["predict", *command]).run.predictions)) == 5
+
+
+def write_splits(root):
+    for split in ("Training", "valid", "testing"):
+        for name in ("cat", "dog"):
+            write_images(root / split / name, 6)
+    return root
+
+
+def write_manifest(root):
+    for name in ("cat", "dog"):
+        write_images(root / name, 10)
+    lines = [f"{name}/{i}.png,{name}" for name in ("cat", "dog") for i in range(10)]
+    (root / "list.csv").write_text("\n".join(["filename,class", *lines]), encoding="utf-8")
+    return root / "list.csv"
+
+
+def write_table(root):
+    labels, coarse = {"label": ["cat", "dog"] * 10}, {"coarse": [3, 7] * 10}
+    images = [{"bytes": grey_png(i), "path": None} for i in range(20)]
+    root.mkdir()
+    features = {"image": datasets.Image(), "label": datasets.Value("string"), "coarse": datasets.Value("int64")}
+    table = datasets.Dataset.from_dict({"image": images, **labels, **coarse}, features=datasets.Features(features))
+    table.to_parquet(root / "train-00000-of-00001.parquet")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("write", "options", "classes"), [
+    (write_splits, [], {"cat", "dog"}),
+    (write_manifest, [], {"cat", "dog"}),
+    (write_table, [], {"cat", "dog"}),
+    (write_table, ["--data.label_column=coarse"], {"3", "7"}),
+])  # fmt: skip
+def test_layouts_run_to_an_accuracy_and_a_prediction_without_the_training_data(
+    write, options, classes, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    cli = fit(write(tmp_path / "pets"), *options)
+    assert "test/acc " in capsys.readouterr().out
+    main(["report", str(cli.run.path)])
+    shutil.rmtree(tmp_path / "pets")
+    write_images(tmp_path / "new", 3)
+    main(["predict", str(cli.run.path), str(tmp_path / "new"), "--output", str(tmp_path / "found.csv")])
+    found = rows(tmp_path / "found.csv")
+    assert len(found) == 3 and all({row["class_1"], row["class_2"]} == classes for row in found)
+    assert (cli.run.path / "report.html").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
