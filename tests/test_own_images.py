@@ -65,6 +65,7 @@ def test_test_images_without_labels_are_predicted_and_not_scored(tmp_path, capsy
     for name in ("cat", "dog"):
         write_images(tmp_path / "pets" / "train" / name, 10)
     write_images(tmp_path / "pets" / "test", 5)
+    caplog.set_level("INFO", logger="lightning.pytorch.utilities.rank_zero")  # other tests may have raised it
     cli = fit(tmp_path / "pets")
     said = "test: 5 images without labels: predictions will be written, and no accuracy computed"
     assert caplog.text.index(said) < caplog.text.index("Trainer.fit` stopped")
