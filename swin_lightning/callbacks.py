@@ -159,7 +159,7 @@ class FromScratch(Callback):
         except (AttributeError, KeyError, TypeError):  # other data, or a stream
             return
         parameters = sum(p.numel() for p in pl_module.parameters())
-        fresh = trainer.ckpt_path is None and pl_module.hparams.get("weights") is None
+        fresh = trainer.ckpt_path is None and getattr(pl_module, "weights", None) is None
         if trainer.is_global_zero and fresh and parameters > self.parameters and images < self.images:
             log.warning(
                 f"training {parameters / 1e6:.1f} M parameters from scratch on {images} images: expect a low accuracy; "

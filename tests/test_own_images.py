@@ -14,6 +14,8 @@ from PIL import Image
 from swin_lightning.callbacks import FromScratch
 from swin_lightning.cli import main
 from swin_lightning.errors import UserError
+from swin_lightning.models import SwinTransformer
+from swin_lightning.tasks import SwinClassifier
 from tests.support.images import grey_png
 
 CONFIG = {
@@ -136,13 +138,14 @@ def test_layouts_run_to_an_accuracy_and_a_prediction_without_the_training_data(
 
 @pytest.mark.parametrize(
     ("images", "weights", "parameters", "expected"),
-    [(14, None, 7000, True), (14, None, 9000, False), (30_000, None, 7000, False), (14, "x.pth", 7000, False)],
+    [(14, False, 5000, True), (14, False, 50_000, False), (30_000, False, 5000, False), (14, True, 5000, False)],
 )
-def test_training_from_scratch_on_few_images_is_said(images, weights, parameters, expected, caplog):
+def test_training_from_scratch_on_few_images_is_said(images, weights, parameters, expected, caplog, tmp_path):
+    backbone = {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2), "window_size": 2}
+    torch.save({"model": SwinClassifier(SwinTransformer(**backbone), 2).state_dict()}, tmp_path / "x.pth")
+    module = SwinClassifier(SwinTransformer(**backbone), 2, weights=str(tmp_path / "x.pth") if weights else None)
     trainer = SimpleNamespace(
         datamodule=SimpleNamespace(sources={"train": range(images)}), ckpt_path=None, is_global_zero=True
     )
-    module = torch.nn.Linear(799, 10)
-    module.hparams = {"weights": weights}
     FromScratch(parameters).on_fit_start(trainer, module)
     assert ("training 0.0 M parameters from scratch on 14 images: expect a low accuracy" in caplog.text) == expected
