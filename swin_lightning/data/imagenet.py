@@ -8,6 +8,7 @@ from swin_lightning.data.folder import ImageFolder
 from swin_lightning.data.imagenet_devkit import is_official_val, validation_labels
 from swin_lightning.data.layouts import find_images, subfolders
 from swin_lightning.data.readers import FileReader, Reader, TarReader
+from swin_lightning.errors import UserError
 
 
 class ImageNet(ImageFolder):
@@ -21,11 +22,16 @@ class ImageNet(ImageFolder):
             are read in place; with `train/<wnid>/` and `val/<wnid>/`; with tar shards or parquet files; or a Hub name.
         **base: Arguments of `ImageFolder`.
 
+    Raises:
+        UserError: If the files of the challenge are to be streamed.
+
     Source: Russakovsky et al., arXiv:1409.0575.
     """
 
     def __init__(self, path: str = "ILSVRC/imagenet-1k", **base: Any) -> None:
         super().__init__(path, **base)
+        if self.streaming and (Path(self.path) / "ILSVRC2012_img_train.tar").is_file():
+            raise UserError("data.streaming: the files of the challenge are read in place; leave the option out")
         lines = (Path(__file__).parent / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
         self.folder_names, self.class_names = map(list, zip(*(line.split(" ") for line in lines), strict=True))
 

@@ -114,6 +114,8 @@ def test_files_of_the_challenge_are_read_in_place(training, validation, devkit, 
 def test_damaged_or_missing_files_of_the_challenge_are_errors(tmp_path):
     training_tar(tmp_path)
     validation_tar(tmp_path)
+    with pytest.raises(UserError, match=r"data\.streaming: the files of the challenge are read in place"):
+        ImageNet(str(tmp_path), streaming=True)
     with pytest.raises(UserError, match=r"put ILSVRC2012_devkit_t12.tar.gz of image-net.org, or .* beside them"):
         ImageNet(str(tmp_path)).load("val")
     (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(b"x" * 2000)[:-9])
