@@ -159,7 +159,7 @@ class FromScratch(Callback):
         except (AttributeError, KeyError, TypeError):  # other data, or a stream
             return
         parameters = sum(p.numel() for p in pl_module.parameters())
-        fresh = trainer.ckpt_path is None and pl_module.hparams.get("weights") is None
+        fresh = trainer.ckpt_path is None and getattr(pl_module, "weights", None) is None
         if trainer.is_global_zero and fresh and parameters > self.parameters and images < self.images:
             log.warning(
                 f"training {parameters / 1e6:.1f} M parameters from scratch on {images} images: expect a low accuracy; "
@@ -180,10 +180,14 @@ class TrainingMonitor(Callback):
     """Logs learning rate, gradient norm (before clipping) and images per second at the steps that the Trainer logs.
 
     With several optimizers `train/lr` and `train/grad_norm` are those of the first one; the second one has
-    `train/lr/1` and `train/grad_norm/1`.
+    `train/lr/1` and `train/grad_norm/1`. An epoch of fewer steps than `log_every_n_steps` is logged too.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        steps = trainer.num_training_batches  # of an epoch; infinite for a stream without a length
+        if pl_module.automatic_optimization:
+            steps = -(-steps // trainer.accumulate_grad_batches)
+        trainer.log_every_n_steps = log_interval(trainer.log_every_n_steps, steps)  # type: ignore[attr-defined]
         self._due, self._step_before = False, trainer.global_step
         self._images, self._since = 0, time.perf_counter()
 
@@ -336,6 +340,20 @@ class EpochSummary(Callback):
 # helpers
 
 LOSSES = ("train/loss", "train_loss", "val/loss", "val_loss")
+
+
+def log_interval(every: int, steps: float, times: int = 20) -> int:
+    """The interval of logging that reaches every epoch.
+
+    Args:
+        every: Steps from one logged step to the next, as set; 0 for no logging.
+        steps: Optimizer steps of an epoch.
+        times: How often a shorter epoch is logged, if it has as many steps.
+
+    Returns:
+        `every`; a smaller interval if an epoch has fewer steps.
+    """
+    return every if every <= steps else max(1, int(steps) // times)
 
 
 def batch_size(batch: Any) -> int:

@@ -18,6 +18,7 @@ def drop_noise() -> None:
         "You requested to overfit but enabled train dataloader shuffling",  # the order is that of an epoch
         "Your `IterableDataset` has `__len__` defined",  # streams divide themselves between the workers
         "When using `Trainer.accumulate_grad_batches != 1.` and overriding",  # the warm-up is per optimizer step
+        "It is recommended to use `self.log.'(val|test)/(f1_macro|acc_balanced)'",  # said of a group of one process
         "The .*dataloader.* does not have many workers",  # small data sets are faster without
     ):
         warnings.filterwarnings("ignore", message=message)

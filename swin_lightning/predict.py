@@ -157,7 +157,7 @@ class Progress(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._new, self._since = 0, time.monotonic()
-        self._shown_at = -1e9
+        self._shown_at, self._shown = -1e9, -1
         self._width = 0
 
     def on_predict_batch_end(
@@ -170,11 +170,11 @@ class Progress(Callback):
             self._show(now - self._since, "\r" if on_terminal else "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and (sys.stderr.isatty() or self._shown < self._new):
             self._show(time.monotonic() - self._since, "\n")
 
     def _show(self, seconds: float, end: str) -> None:
-        images = min(self.done + self._new, self.total)
+        images, self._shown = min(self.done + self._new, self.total), self._new
         rate = self._new / max(seconds, 1e-9)
         left = round((self.total - images) / rate) if rate else 0
         minutes = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"

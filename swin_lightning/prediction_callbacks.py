@@ -31,10 +31,21 @@ class PredictionReport(Callback):
         run: The run folder.
         samples: Number of predictions to show.
         max_classes: Largest number of classes for which there is a confusion matrix.
+
+    Raises:
+        UserError: If no image of the test split has a label.
     """
 
     def __init__(self, run: RunFolder, samples: int = 32, max_classes: int = 100) -> None:
         self.run, self.samples, self.max_classes = run, samples, max_classes
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        has_labels = getattr(getattr(trainer, "datamodule", None), "has_test_labels", None)
+        if callable(has_labels) and class_names(pl_module) and not has_labels():
+            raise UserError(
+                "data.path: the test images have no labels, so that nothing can be measured; the same command with "
+                "`predict` in place of `test` writes their classes into a file"
+            )
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._names = class_names(pl_module)
@@ -95,6 +106,9 @@ class PredictionReport(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._draw_curves(trainer)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw_curves(trainer)  # of a run whose test images have no labels
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draw the curves of a run that ends by Ctrl-C."""

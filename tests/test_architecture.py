@@ -87,6 +87,7 @@ def name_of(path):
     return path.relative_to(PACKAGE).as_posix()
 
 
+@cache
 def imports(path):
     """Modules that a file imports anywhere, inside functions too."""
     names = set()

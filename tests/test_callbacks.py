@@ -119,6 +119,20 @@ def test_values_are_logged_at_the_steps_of_the_trainer(accumulate, every, expect
         assert [int(row["step"]) for row in rows(tmp_path) if row.get(name)] == expected, name
 
 
+@pytest.mark.parametrize(("batches", "accumulate", "every", "expected"), [
+    (3, 1, 20, [0, 1, 2, 3, 4, 5]),  # every step
+    (3, 2, 20, [0, 1, 2, 3]),  # two steps an epoch
+    (45, 1, 50, list(range(1, 90, 2))),  # about 20 times an epoch
+    (3, 1, 0, []),
+])  # fmt: skip
+def test_epoch_shorter_than_the_interval_is_logged(batches, accumulate, every, expected, make_trainer, tmp_path):
+    options = {"log_every_n_steps": every, "accumulate_grad_batches": accumulate, "max_epochs": 2}
+    logger = CSVLogger(str(tmp_path))
+    trainer = make_trainer(callbacks=[TrainingMonitor()], logger=logger, limit_val_batches=0, **options)
+    trainer.fit(Plain(), loader(batches=batches), loader())
+    assert [int(row["step"]) for row in rows(tmp_path) if row.get("train/lr")] == expected
+
+
 def test_gradient_norm_is_that_before_clipping(make_trainer, tmp_path):
     norms = []
 

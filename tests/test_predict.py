@@ -63,6 +63,7 @@ def test_predictions_are_those_of_the_test(trained, photos, capsys):
     output = capsys.readouterr()
     assert output.out == "predictions: predictions.csv\n"
     assert "4/6 images  " in output.err and "6/6 images  " in output.err and " images/s  0:00:00 left\n" in output.err
+    assert output.err.count("6/6 images  ") == 1
 
 
 def test_torn_file_is_continued(trained, photos, capsys):

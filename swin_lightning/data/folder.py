@@ -1,5 +1,6 @@
 """Images in class folders, tar shards or Hugging Face data sets: the data module for a user's own data."""
 
+import logging
 import os
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,8 @@ from swin_lightning.data.split_datamodule import SplitDataModule
 from swin_lightning.data.streaming import StreamDataset, StreamLoader, StreamReader
 from swin_lightning.errors import UserError
 from swin_lightning.ranges import PositiveInt, check_arguments
+
+log = logging.getLogger(__name__)
 
 DATA_SUFFIXES = {".parquet", ".arrow", ".csv", ".json", ".jsonl", ".zip", ".tar"}  # read by Hugging Face datasets
 
@@ -96,16 +99,32 @@ class ImageFolder(SplitDataModule):
         return self.class_names
 
     def prepare_data(self) -> None:
-        if not (self.streaming or self._manifest or self._split_folders or self._shards("train", "val")):
+        if not (self.streaming or self._manifest or self._split_folders or self.shards("train", "val")):
             load_hub_dataset(self.path)
+
+    def setup(self, stage: str) -> None:
+        """Read the splits. A global batch larger than the training set is lowered to it: experiments are written for
+        data of any size. The learning rate stays."""
+        super().setup(stage)
+        source, parts = self.sources.get("train"), self._rank()[1] * self.accumulated_batches()
+        if stage != "fit" or source is None or isinstance(source, StreamReader):
+            return
+        largest = len(source) // parts * parts
+        if largest and self.batch_size > len(source):
+            if self._rank()[0] == 0:
+                log.warning(
+                    f"data.batch_size {self.batch_size} is larger than the training set of {len(source)} images and "
+                    f"lowered to {largest}; model.lr is unchanged"
+                )
+            self.batch_size = largest
 
     def found_splits(self) -> set[str]:
         if self.streaming:  # an unknown test split is sought when it is read
             return {"train", "val"}
         if self._manifest:
             return self._manifest.splits
-        if self._shards("train", "val"):
-            return {split for split in ("train", "val", "test") if self._shards(split)}
+        if self.shards("train", "val"):
+            return {split for split in ("train", "val", "test") if self.shards(split)}
         if self._split_folders:
             return set(self._split_folders)
         splits = load_hub_dataset(self.path)
@@ -120,7 +139,7 @@ class ImageFolder(SplitDataModule):
     def read(self, split: str) -> Reader:
         if self._manifest:
             return self._manifest.read(split, self.class_names)
-        if shards := self._shards(split):
+        if shards := self.shards(split):
             return TarReader(shards).assign_labels(self.shard_class_names)
         if folders := self._split_folders:
             return self._read_folder(folders.get(split) or Path(self.path) / split, split)
@@ -189,7 +208,7 @@ class ImageFolder(SplitDataModule):
             return columns.class_names
         if self._manifest:
             return self._manifest.class_names
-        if shards := self._shards("train"):
+        if shards := self.shards("train"):
             return tar_class_names(Path(self.path), TarReader(shards))
         if self._split_folders:
             return self.folder_names
@@ -222,7 +241,7 @@ class ImageFolder(SplitDataModule):
             return None
         return read_manifest(path, self.image_column, self.label_column, self.group_column)
 
-    def _shards(self, *splits: str) -> list[Path]:
+    def shards(self, *splits: str) -> list[Path]:
         return find_shards(Path(self.path), split_names(*splits))
 
     @cached_property

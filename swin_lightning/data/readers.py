@@ -8,7 +8,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -195,16 +195,18 @@ class TarReader:
     """Images in uncompressed tar files (webdataset's layout), read in place by random access.
 
     The label is the number in `KEY.cls` next to `KEY.jpg`, otherwise the name of the image's folder in the tar file.
-    The headers of all files are read once, sequentially; a million images take about half a minute.
+    A tar file inside a tar file is a folder. The headers of all files are read once, sequentially; a million images
+    take about half a minute.
 
     Args:
         paths: The tar files.
+        labelled: Whether the images must have labels there; otherwise the caller sets `labels`.
 
     Raises:
         UserError: If a file is not an uncompressed tar file, or an image has no label.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], labelled: bool = True) -> None:
         self.paths = list(paths)
         self.members: list[str] = []
         self.raw_labels: list[int | str] = []  # as in the files: class index or folder name
@@ -214,7 +216,7 @@ class TarReader:
             images, classes = _read_tar_headers(path)
             for key, (member, offset, size) in images.items():
                 label = classes.get(key, PurePosixPath(member).parent.name)
-                if label == "":
+                if label == "" and labelled:
                     raise UserError(f"data.path: image {member} in {path} has neither a {key}.cls nor a class folder")
                 self.members.append(member)
                 self.raw_labels.append(label)
@@ -274,20 +276,45 @@ def _read_tar_headers(path: Path) -> tuple[dict[str, tuple[str, int, int]], dict
     images: dict[str, tuple[str, int, int]] = {}
     classes: dict[str, int] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                folder, _, base = member.name.rpartition("/")
-                stem, dot, suffix = base.partition(".")
-                key = f"{folder}/{stem}"
-                if not member.isfile():
-                    continue
-                if f"{dot}{suffix}".lower() in image_suffixes():
-                    images[key] = (member.name, member.offset_data, member.size)
-                elif suffix == "cls":
-                    content = tar.extractfile(member)
-                    classes[key] = int(content.read(MAX_LABEL_BYTES + 1)) if content else -1
-                    if not 0 <= classes[key] < MAX_CLASSES:
-                        raise ValueError(f"class {classes[key]} of {member.name} is not from 0 to {MAX_CLASSES - 1}")
+        with path.open("rb") as file:
+            _index_tar(file, "", None, images, classes)
     except (tarfile.TarError, OSError, ValueError) as error:
         raise UserError(f"data.path: cannot read shard {path}: {error}; expected an uncompressed tar file") from error
     return images, classes
+
+
+def _index_tar(
+    file: BinaryIO, root: str, end: int | None, images: dict[str, tuple[str, int, int]], classes: dict[str, int]
+) -> None:
+    """Add what a tar file holds that begins at the position of `file`; a tar file in it is a folder.
+
+    Args:
+        file: The file.
+        root: Folder of the members: empty, or the name of an inner tar file with a slash.
+        end: Byte after an inner tar file; None for the outer one.
+        images: Member name, byte offset in `file` and size in bytes by key.
+        classes: Class indices by key.
+    """
+    before = len(images)
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            if end is not None and member.offset_data + member.size > end:
+                raise ValueError(f"{root[:-1]}.tar in it is cut off")
+            name = root + member.name
+            folder, _, base = name.rpartition("/")
+            stem, dot, suffix = base.partition(".")
+            key = f"{folder}/{stem}"
+            if not member.isfile():
+                continue
+            if f"{dot}{suffix}".lower() in image_suffixes():
+                images[key] = (name, member.offset_data, member.size)
+            elif suffix == "cls":
+                content = tar.extractfile(member)
+                classes[key] = int(content.read(MAX_LABEL_BYTES + 1)) if content else -1
+                if not 0 <= classes[key] < MAX_CLASSES:
+                    raise ValueError(f"class {classes[key]} of {name} is not from 0 to {MAX_CLASSES - 1}")
+            elif suffix == "tar" and end is None:
+                file.seek(member.offset_data)
+                _index_tar(file, f"{name[: -len('.tar')]}/", member.offset_data + member.size, images, classes)
+    if end is not None and len(images) == before:  # tarfile takes damage behind the start of a file for its end
+        raise ValueError(f"{root[:-1]}.tar in it has no images")

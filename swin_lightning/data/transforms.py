@@ -123,7 +123,9 @@ def resize_pil(image: Array, height: int, width: int) -> Array:
     """Resize with PIL: bicubic, and antialiased when downscaling, which OpenCV's bicubic interpolation is not."""
     if image.shape[:2] == (height, width):
         return image
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    bicubic = Image.Resampling.BICUBIC
+    # columns first, as every Pillow before 13, which begins with the rows of tall images and rounds differently
+    return np.array(Image.fromarray(image).resize((width, image.shape[0]), bicubic).resize((width, height), bicubic))
 
 
 def resize_torch(image: Array, size: int) -> Array:

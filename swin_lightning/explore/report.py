@@ -162,18 +162,20 @@ def write_report(report: RunReport, output: str | Path | None = None) -> Path:
 
 def _summary(report: RunReport) -> str:
     best, means = report.log.best("val/acc"), mean_scores(report.evaluation.class_counts())
-    values = {
+    scores = {
         "split": report.split,
         "images": len(report.evaluation.labels),
         "top-1 (%)": 100 * report.evaluation.accuracy,
         "balanced accuracy (%)": 100 * float(means["acc_balanced"]),
         "macro F1 (%)": 100 * float(means["f1_macro"]),
         "calibration error (%)": 100 * report.evaluation.calibration_error(),
+    }
+    training = {
         "best val/acc (%)": None if best is None else 100 * best,
         "training (s)": report.log.training_seconds(),
         "images/s": report.log.images_per_second(),
     }
-    return table(list(values), [list(values.values())])
+    return "\n".join(table(list(values), [list(values.values())]) for values in (scores, training))
 
 
 def _curves(log: RunLog) -> list[str]:

@@ -97,8 +97,11 @@ class Driver:
             ) from None
         self.trials = self.trial_log.read()
         self.interrupted = [trial for trial in self.trials if trial.state == "running"]
-        for trial in self.interrupted:
-            self._terminate_orphan(trial)
+        for trial in self.trials:
+            if trial.state == "running":
+                self._terminate_orphan(trial)
+            else:  # the driver may have been killed before it removed the file
+                self._pid_file(trial).unlink(missing_ok=True)
         if "early_terminate" in self.sweep.config:
             self.metrics = {t.id: read_metrics(self.folder, t) for t in self.trials if t.state != "running"}
         return self

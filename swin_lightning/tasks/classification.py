@@ -194,13 +194,13 @@ class SwinClassifier(Task, HubMixin):
     def _log_per_class(self, split: str) -> None:
         classes = cast(ClassCounts, self.metrics[f"{split}/classes"])
         for name, mean in mean_scores(classes.compute()).items():
-            self.log(f"{split}/{name}", mean.float(), prog_bar=True)
+            self.log(f"{split}/{name}", mean.float(), prog_bar=True, sync_dist=True)  # equal on all ranks
         classes.reset()
         for name in self.extra_metrics:
             metric = cast(Metric, self.metrics[f"{split}/{name}"])
             if _per_class(metric):
                 for label, value in zip(self._labels(), metric.compute(), strict=True):
-                    self.log(f"{split}/{name}/{label}", value)
+                    self.log(f"{split}/{name}/{label}", value, sync_dist=True)
                 metric.reset()
 
 

@@ -105,6 +105,7 @@ def test_user_errors_are_one_line(args, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_worker_measures_one_model(official, capsys):
     model.main([*SMALL, *official(), "--train", "--worker", "official"])
     found = json.loads(capsys.readouterr().out)

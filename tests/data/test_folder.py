@@ -29,6 +29,16 @@ def folder(tmp_path):
 # class folders
 
 
+@pytest.mark.parametrize(("given", "accumulate", "expected"), [(32, 1, 6), (32, 4, 4), (6, 1, 6), (4, 1, 4)])
+def test_batch_larger_than_the_training_set_is_lowered(folder, given, accumulate, expected, caplog, make_trainer):
+    data = ImageFolder(str(folder), **OPTIONS | {"batch_size": given})
+    data.trainer = make_trainer(accumulate_grad_batches=accumulate)
+    data.setup("fit")
+    assert (data.batch_size, len(data.train_dataloader())) == (expected, accumulate * (6 // expected))
+    said = f"data.batch_size {given} is larger than the training set of 6 images and lowered to {expected};"
+    assert (said in caplog.text) == (given != expected)
+
+
 def test_class_folders(folder):
     data = ImageFolder(str(folder), **OPTIONS)
     data.prepare_data()

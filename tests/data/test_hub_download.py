@@ -33,6 +33,7 @@ def values(split):
     return [int(np.asarray(reader[i][0])[0, 0, 0]) for i in range(len(reader))]
 
 
+@pytest.mark.slow
 def test_data_set_is_downloaded_once_and_then_loaded_offline(hub, capfd):
     data = ImageFolder(NAME)
     data.prepare_data()

@@ -53,5 +53,5 @@ def test_transposed_image_in_a_transposed_model(version):
     "options", [{"window_size": 0}, {"patch_size": (2, 2, 2)}, {"img_size": -3}, {"window_size": (4, 0)}]
 )
 def test_invalid_sizes(options):
-    with pytest.raises(UserError, match=r"must be a positive integer, or height and width"):
+    with pytest.raises(UserError, match=r"expected an integer >= 1 and <= 16384 or a list of 2 values"):
         SwinTransformer(**options)

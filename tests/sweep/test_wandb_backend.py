@@ -104,6 +104,7 @@ def test_wandb_sweep_and_agent_run_a_sweep_file(server, as_client):
         load_sweep("tester/swin_lightning/other")
 
 
+@pytest.mark.slow
 def test_offline_run_is_synced_later(server, as_client, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_MODE", "offline")
     fit = main(["fit", "-c", DIGITS, *SHORT, "--test_after_fit=true"])

@@ -22,7 +22,7 @@ def model(request):
     return own
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_training_is_one_graph_with_the_same_gradients(model, checkpointing):
     model.set_grad_checkpointing(checkpointing)
     for module in model.modules():
