@@ -66,7 +66,9 @@ def _check_linked(config: Namespace) -> None:
         if extra and block.class_path.startswith("swin_lightning."):
             raise UserError(f"unknown option {key}.{shorten(extra[0])} in dict_kwargs; write options under init_args")
     arguments = config.model.get("init_args") if isinstance(config.get("model"), Namespace) else None
-    for name in FROM_DATA if isinstance(arguments, Namespace) and config.get("data") is not None else ():
+    if not isinstance(arguments, Namespace) or config.get("data") is None:
+        return
+    for name in FROM_DATA:
         if arguments.get(name) is not None:
             value = shorten(arguments[name])
             raise UserError(f"model.{name} {value}: the data module gives it; leave it out (expected null)")
