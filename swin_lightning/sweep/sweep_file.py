@@ -19,6 +19,9 @@ KEYS = (
 METHODS = ("grid", "random", "bayes")
 GOALS = ("maximize", "minimize")
 PARAMETER_KEYS = ("value", "values", "probabilities", "distribution", "min", "max", "mu", "sigma", "q", "a", "b")
+BOUNDS = {"min", "max", "mu", "sigma", "q", "a", "b"}
+TEXTS = ("name", "description", "program", "project", "entity")
+LARGEST = 1e15
 PROGRAMS = (["swin-lightning"], ["python", "-m", "swin_lightning"], ["${interpreter}", "-m", "swin_lightning"])
 
 
@@ -142,9 +145,39 @@ def _check_structure(config: Any) -> None:
             f"metric: expected a name and a goal, e.g. {{name: val/acc_best, goal: maximize}}, got {shorten(metric)}"
         )
     _check_choice("metric.goal", str(metric.get("goal")), GOALS)
+    if "target" in metric and not _is_number(metric["target"]):
+        raise UserError(f"metric.target {shorten(metric['target'])}: expected a number")
+    for key in TEXTS:
+        text = config.get(key, "")
+        if not (isinstance(text, str) and text.replace("\n", "").isprintable()):
+            raise UserError(f"{key} {shorten(text)}: expected text without control characters")
+    if "early_terminate" in config:
+        _check_early_terminate(config["early_terminate"])
     cap = config.get("run_cap")
     if cap is not None and not (type(cap) is int and cap > 0):
         raise UserError(f"run_cap: expected a positive integer, got {shorten(cap)}")
+
+
+def _check_early_terminate(spec: Any) -> None:
+    """Hyperband, with `min_iter`, or with `max_iter` and the number of brackets `s`; see W&B's format."""
+    if not isinstance(spec, dict) or spec.get("type") != "hyperband":
+        raise UserError(f"early_terminate {shorten(spec)}: expected a mapping such as {{type: hyperband, min_iter: 3}}")
+    for key in ("min_iter", "max_iter", "s"):
+        if key in spec and not (type(spec[key]) is int and spec[key] >= 1):
+            raise UserError(f"early_terminate.{key} {shorten(spec[key])}: expected an integer >= 1")
+    eta = spec.get("eta", 3)
+    if not _is_number(eta) or not 1 < eta <= 1000:
+        raise UserError(f"early_terminate.eta {shorten(eta)}: expected a number > 1 and <= 1000")
+    if "max_iter" in spec and "s" in spec and spec["s"] > math.log(spec["max_iter"], eta) + 1e-9:
+        raise UserError(
+            f"early_terminate.s {spec['s']}: the first bracket is before the first value for max_iter "
+            f"{spec['max_iter']}; lower it"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number that W&B's search library can compute with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _check_choice(what: str, word: str, words: tuple[str, ...]) -> None:
@@ -159,6 +192,8 @@ def _check_parameters(parameters: Any) -> None:
         raise UserError(f"parameters: expected a mapping of options such as model.lr, got {shorten(parameters)}")
     for name, spec in parameters.items():
         where = f"parameters.{name}"
+        if not isinstance(name, str):
+            raise UserError(f"{where}: expected the name of an option such as model.lr")
         if not isinstance(spec, dict):
             raise UserError(f"{where}: expected a mapping with value, values, or min and max, got {shorten(spec)}")
         if "parameters" in spec:
@@ -174,6 +209,9 @@ def _check_parameters(parameters: Any) -> None:
                 raise UserError(
                     f"{where}.{key} {shorten(value)!r}: a string in YAML; write it with a decimal point: 1.0e-4"
                 )
+        for key in BOUNDS & spec.keys():
+            if not _is_number(spec[key]):
+                raise UserError(f"{where}.{key} {shorten(spec[key])}: expected a number below {LARGEST:g}")
         if ".init_args" in name:
             short = name.replace(".init_args", "")
             raise UserError(f"{where}: use {short}; runs log options without init_args, W&B would show two columns")

@@ -46,6 +46,7 @@ MEANINGLESS = {
     **each(("trainer.log_every_n_steps", "trainer.check_val_every_n_epoch"), ["0", "-1", "1.5", "x", "[]"]),
     **each(("trainer.gradient_clip_val",), [*NUMBERS, "x", "[]"]),
     **each(("trainer.strategy", "trainer.accelerator", "trainer.precision"), ["x", "[]", "5", "dpp"]),
+    **each(("trainer.max_time",), ["x", "00:00:00:00", "99999999999:00:00:00", "{hours: -1}", "{}", "{parsecs: 3}"]),
     **each(("trainer.devices",), ["0", "-5", "[0]", "x", "null", "100000"]),
     **each(("early_stopping.patience", "checkpoint.every_n_train_steps"), ["-1", "1.5", "x", "[]", "null"]),
     **each(("checkpoint.every_n_epochs",), ["0", "-1", "1.5", "x", "null"]),
@@ -56,6 +57,12 @@ MEANINGLESS = {
 }  # fmt: skip
 FILES = [
     "model: [", "- 1\n", "hello", "a: 1\na: 2\n", "trainer: 5\n", "model: [1]\n", "\0\1", "data:\n", "{" * 200,
+    "ema: null\n", "model: &m {init_args: *m}\n", "model: {init_args: {lr: " + "9" * 5000 + "}}\n", "1.5: 3\n", "'': 1\n",
+    "config: other.yaml\n", "model: {init_args: {num_classes: 5}}\n", "model: {init_args: {class_names: [a]}}\n",
+    "model: {init_args: []}\n", "model: {class_path: swin_lightning.data.Digits}\n", "model: {init_args: " + "{a: " * 40 +
+    "1" + "}" * 41 + "\n", "ckpt_path: []\n", "allow_classes: 5\n", "trainer: {callbacks: [5]}\n", "trainer: null\n",
+    "model.optimizer: {class_path: torch.optim.SGD, init_args: {momentum: -1}}\n",
+    "model.lr_schedule: {class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 0}}\n",
     "model: !!python/object/apply:os.mkdir [ran]\n", "model: {lr: {a: 1}}\n", "trainer: {max_epoch: 1}\n",
     "a: &a [1, 1, 1, 1]\n" + "".join(f"{n}: &{n} [{', '.join([f'*{o}'] * 9)}]\n" for o, n in pairwise("abcdefghi")),
 ]  # fmt: skip
