@@ -264,7 +264,7 @@ def _value(rest: str, name: str) -> str:
     for pattern in (r"Got value:(.*?)(?= - Expected| Given value|$)", r"Given value:(.*?)(?= - Expected|$)"):
         if given := re.search(pattern, rest):
             value = given[1].strip().partition(". Got value: ")[0] or "''"
-            class_path = re.fullmatch(r"Namespace\(class_path='([^']*)'.*", value)
+            class_path = re.fullmatch(r"Namespace\(\w+='([^']*)'.*", value)
             return class_path[1] if class_path else value
     return ""
 
