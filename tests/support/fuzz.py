@@ -58,9 +58,11 @@ MEANINGLESS = {
 FILES = [
     "model: [", "- 1\n", "hello", "a: 1\na: 2\n", "trainer: 5\n", "model: [1]\n", "\0\1", "data:\n", "{" * 200,
     "ema: null\n", "model: &m {init_args: *m}\n", "model: {init_args: {lr: " + "9" * 5000 + "}}\n", "1.5: 3\n",
-    "'': 1\n", "config: other.yaml\n", "model: {init_args: {num_classes: 5}}\n", "model: {init_args: {class_names: [a]}}\n",
+    "'': 1\n", "config: other.yaml\n", "model: {init_args: {num_classes: 5}}\n",
+    "model: {init_args: {class_names: [a]}}\n",
     "model: {init_args: []}\n", "model: {class_path: swin_lightning.data.Digits}\n",
-    "model: {init_args: " + "{a: " * 40 + "1" + "}" * 41 + "\n", "ckpt_path: []\n", "allow_classes: 5\n", "trainer: {callbacks: [5]}\n", "trainer: null\n",
+    "model: {init_args: " + "{a: " * 40 + "1" + "}" * 41 + "\n",
+    "ckpt_path: []\n", "allow_classes: 5\n", "trainer: {callbacks: [5]}\n", "trainer: null\n",
     "model.optimizer: {class_path: torch.optim.SGD, init_args: {momentum: -1}}\n",
     "model.lr_schedule: {class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 0}}\n",
     "model: !!python/object/apply:os.mkdir [ran]\n", "model: {lr: {a: 1}}\n", "trainer: {max_epoch: 1}\n",
