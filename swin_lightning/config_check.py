@@ -46,8 +46,6 @@ def check_values(config: Namespace) -> None:
         _check_block(key, config.get(key))
     _check_linked(config)
     trainer = config.trainer
-    if isinstance(trainer.strategy, str) and re.search("notebook|fork", trainer.strategy):
-        raise UserError(f"trainer.strategy {trainer.strategy}: for notebooks only; use ddp or ddp_spawn")
     if trainer.accelerator == "cpu" and not re.fullmatch(r"auto|\d+", str(trainer.devices)):
         raise UserError(
             f"trainer.devices {shorten(trainer.devices)}: on a CPU it is the number of processes; expected an integer "

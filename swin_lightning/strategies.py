@@ -3,6 +3,8 @@
 DDP in its variants is Lightning's. `trainer.strategy: fsdp2` names the class `FSDP2` below.
 """
 
+import re
+import sys
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
@@ -191,6 +193,8 @@ def check_strategy(strategy: str | Strategy, sync_batchnorm: bool = False) -> No
         raise UserError(f"trainer.strategy {type(strategy).__name__} {UNSUPPORTED[prefix]}")
     if not isinstance(strategy, str):
         return
+    if re.search("notebook|fork", strategy) and not hasattr(sys, "ps1"):  # set in notebooks and interactive sessions
+        raise UserError(f"trainer.strategy {strategy} is for notebooks only; use ddp or ddp_spawn")
     reasons = {name: _refusal(name) for name in ("auto", *StrategyRegistry.available_strategies())}
     supported = [name for name, reason in reasons.items() if not reason and "unused_parameters" not in name]
     reason = reasons.get(strategy.lower(), f"does not exist; choose {', '.join(supported)}, or give a class_path")

@@ -59,7 +59,6 @@ def test_meaningless_values_are_refused(option, value):
          "model.optimizer.momentum -1.0: expected a number >= 0 and < 1"),
         ("model.optimizer: {class_path: torch.optim.AdamW, init_args: {betas: [2, 3]}}",
          "model.optimizer.betas .*: expected a list of 2 values, each a number >= 0 and < 1"),
-        ("trainer.strategy: ddp_notebook", "trainer.strategy ddp_notebook: for notebooks only; use ddp"),
         ("config: other.yaml", "config: a file cannot name another one; give -c several times"),
         ("1.5: 3", "key '1.5': expected an option"),
         ("'': 3", "key '': expected an option"),

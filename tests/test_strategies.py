@@ -44,11 +44,15 @@ def test_strategy_that_cannot_work_is_refused(name):
         check_strategy(name)
 
 
-def test_command_line_and_objects_are_checked():
+def test_command_line_and_objects_are_checked(monkeypatch):
     with pytest.raises(UserError, match=r"^trainer\.strategy fsdp is not supported; use fsdp2"):
         main(["fit", "-c", DIGITS, "--trainer.strategy=fsdp", "--trainer.accelerator=cpu"])
     check_strategy(FSDP2())
     check_strategy("DDP")
+    with pytest.raises(UserError, match=r"trainer.strategy ddp_notebook is for notebooks only; use ddp or ddp_spawn"):
+        check_strategy("ddp_notebook")
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)  # an interactive session
+    check_strategy("ddp_notebook")
     with pytest.raises(UserError, match=r"trainer\.strategy FSDPStrategy is not supported; use fsdp2"):
         check_strategy(FSDPStrategy())
     with pytest.raises(UserError, match=r"trainer\.sync_batchnorm true has no effect with fsdp2; use ddp"):
