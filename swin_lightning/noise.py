@@ -10,6 +10,7 @@ def drop_noise() -> None:
     """Drop what Lightning says on every run and no user can act on."""
     for message in (
         ".*LeafSpec.*",
+        ".torch.jit.[a-z_]+. is deprecated",  # TorchScript files are still in use
         "The number of training batches .* is smaller than the logging interval",
         "Checkpoint directory .* exists and is not empty",  # that of a resumed run
         "The dirpath has changed",  # a test run has a folder of its own

@@ -158,6 +158,7 @@ def test_validate_test_and_predict_with_checkpoint_by_name(tmp_path):
     assert {row["class_1"] for row in rows} <= {str(k) for k in range(10)}
 
 
+@pytest.mark.slow
 def test_ema_weights_are_validated_saved_and_tested():
     # with this decay the average stays near the initial network while the raw weights learn
     args = [

@@ -134,7 +134,7 @@ def test_imports_of_python_examples_and_modules_of_commands_exist(page):
 
 def test_readme_starts_with_the_two_commands_and_is_short():
     first, second, *_ = blocks(ROOT / "README.md", "bash")
-    install = 'python3 -m venv .venv && . .venv/bin/activate && pip install -e ".[dev]"'
+    install = 'python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e ".[dev]"'
     assert first == f"{install} && swin-lightning fit -c experiments/digits_swin_micro.yaml\n"
     assert second == f"{install} && pytest\n"
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150

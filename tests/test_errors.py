@@ -80,6 +80,7 @@ class Buggy(Callback):
         list(zip([1], [], strict=True))
 
 
+@pytest.mark.slow
 def test_console_lets_a_bug_through(monkeypatch):
     bug = "--trainer.callbacks+=tests.test_errors.Buggy"
     monkeypatch.setattr(sys, "argv", ["swin-lightning", "fit", "-c", DIGITS, *SHORT, bug])

@@ -137,6 +137,7 @@ def test_overlay_runs_with_an_experiment(name):
     assert cli.trainer.global_step >= 1
 
 
+@pytest.mark.slow
 def test_overfit_overlay_reaches_a_small_loss(tmp_path):
     cli = main(["fit", "-c", DIGITS, "-c", str(EXPERIMENTS / "debug" / "overfit.yaml"), "--data.batch_size=16",
                 "--data.rotate=0", "--data.crop=none", "--model.label_smoothing=0",

@@ -81,6 +81,7 @@ def test_weights_that_read_back_differently_are_not_written(checkpoint, monkeypa
     assert [path.name for path in Path().iterdir()] == ["best.ckpt"]
 
 
+@pytest.mark.slow
 def test_other_image_size(checkpoint, capsys):
     export([checkpoint, "--format", "pt2", "--size", "16", "--output", "a.pt2"])
     predictor = Predictor("a.pt2")
