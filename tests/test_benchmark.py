@@ -171,6 +171,7 @@ def test_show_writes_the_sheet_and_measures_nothing(capsys):
 # step
 
 
+@pytest.mark.slow
 def test_step_prints_time_and_memory(capsys):
     benchmark(["step", "-c", DIGITS, "--steps=2", "--trainer.accelerator=cpu", "--trainer.accumulate_grad_batches=4"])
     title, device, header, training, evaluation, note = capsys.readouterr().out.splitlines()

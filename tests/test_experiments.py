@@ -106,6 +106,7 @@ def test_header_has_command_hardware_accuracy_and_protocol(path):
     assert all(word in header for word in ("Command:", "Hardware:", "Expected:", "Protocol:"))
 
 
+@pytest.mark.slow
 def test_validate_prints_the_published_accuracy(tmp_path, capsys):
     generated("ImageNet", tmp_path)
     shutil.rmtree(tmp_path / "train")  # validation needs no training images, and a part of the classes

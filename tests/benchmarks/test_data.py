@@ -38,6 +38,7 @@ def test_compare_measures_every_round(data, monkeypatch):
     assert baseline == [104.0, 206.0, 308.0, 410.0, 512.0]
 
 
+@pytest.mark.slow
 def test_command_prints_rates_and_ratio(photographs, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "ROUNDS", 1)
     benchmark.main([*FOLDER, f"--data.path={photographs}", "--data.crop=random_resized", "--images=10",

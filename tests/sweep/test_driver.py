@@ -192,6 +192,7 @@ def test_worker_slots_divide_the_cores_and_assign_the_gpus(monkeypatch):
 # the command
 
 
+@pytest.mark.slow
 def test_command_resumes_an_unfinished_sweep_and_starts_a_new_one_after_it(monkeypatch, capsys):
     monkeypatch.setattr(Sweep, "command", fake_command)
     path = write(changed(method="grid", run_cap=None, parameters={"model.lr": {"values": [0.1, 0.2]}}))

@@ -42,6 +42,7 @@ def test_compiled_drop_path_drops_samples(model):
     assert len(model.train()(x).detach().unique(dim=0)) == 4  # one image, with and without each of two branches
 
 
+@pytest.mark.slow
 def test_stochastic_depth_does_not_recompile(model):
     graphs = []
     model.compile(backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True)
