@@ -1,7 +1,7 @@
 """Messages of the parser in one line: the option, its value, what is allowed, and the nearest option if there is none.
 
 The messages of jsonargparse 4.53 quote Python types and repeat whole configurations. Their keys, classes and values are
-read here, and the message is written anew from the type of the parameter.
+read here, and the message is written again from the type of the parameter.
 """
 
 import difflib

@@ -66,6 +66,7 @@ class PredictionReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Collect the most probable classes of the images of a batch."""
         if not is_classified(outputs, batch, len(self._names)):
             return
         target = batch["target"]
@@ -83,6 +84,7 @@ class PredictionReport(Callback):
             self._predictions += [Prediction(i, self._names[t], self._names[k], p) for i, t, k, p in rows if t >= 0]
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table by class, and send predictions, confusion matrix and table to the loggers."""
         counts = None
         if self._confusion is not None and self._confusion.update_called:
             counts = self._confusion.compute().cpu()  # K, K; on every rank, since it gathers

@@ -112,7 +112,7 @@ def measure(name: str, checkpoint: str, folder: str, seconds: float, threads: in
         accuracy = None
         known = labels != IGNORE_INDEX
         if known.any():
-            pad = -len(images) % best  # whole batches: other sizes would be compiled anew
+            pad = -len(images) % best  # whole batches: other sizes would be compiled again
             padded = torch.cat([images, images[:1].expand(pad, -1, -1, -1)])
             predictions = torch.cat([run(part.contiguous()).argmax(dim=1) for part in torch.split(padded, best)])
             accuracy = float((predictions[: len(images)] == labels)[known].double().mean())

@@ -84,7 +84,7 @@ def run_results(run: RunFolder, folder: Path, allow: Allowed = ()) -> str:
         sections.append(f"No confusion matrix: {error}")
     else:
         sections.append(
-            f"{split} accuracy of {len(evaluation.labels)} images, measured anew: {evaluation.accuracy:.2%}"
+            f"{split} accuracy of {len(evaluation.labels)} images, measured again: {evaluation.accuracy:.2%}"
         )
         if len(evaluation.class_names) <= MAX_CLASSES:
             confusion_figure(evaluation).savefig(folder / "confusion.png", dpi=120)
