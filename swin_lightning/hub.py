@@ -1,7 +1,7 @@
 """Folders for the Hugging Face Hub that this project, timm and transformers load as they are.
 
     config.json                        transformers' and timm's configuration, and ours under `swin_lightning`
-    preprocessor_config.json           transformers' image processor
+    preprocessor_config.json           transformers' image processor: that of timm
     model-transformers.safetensors     weights for transformers and for us
     model.safetensors.index.json       by which transformers finds them
     model-timm.safetensors             weights for timm, whose names differ
@@ -26,7 +26,8 @@ from swin_lightning.models.weights import save_weights
 CONFIG, INDEX, PROCESSOR = "config.json", "model.safetensors.index.json", "preprocessor_config.json"
 OWN, TIMM, TRANSFORMERS = "model.safetensors", "model-timm.safetensors", "model-transformers.safetensors"
 TIMM_NAMES = {1: "swin_tiny_patch4_window7_224", 2: "swinv2_tiny_window8_256"}  # sizes are given as model_args
-BICUBIC = 3  # PIL's number
+# transformers' own processors round the offset of a center crop down; timm's transforms crop as we do
+IMAGE_PROCESSOR = {"image_processor_type": "TimmWrapperImageProcessor"}
 
 
 def write_folder(
@@ -64,7 +65,7 @@ def write_folder(
         save_weights(model, folder / TRANSFORMERS, "transformers")
         save_weights(model, folder / TIMM, "timm")
         _write_json(folder / INDEX, shard_index(folder / TRANSFORMERS))
-        _write_json(folder / PROCESSOR, processor_config(preprocessing))
+        _write_json(folder / PROCESSOR, IMAGE_PROCESSOR)
     else:
         save_weights(model, folder / OWN)
     _write_json(folder / CONFIG, config)
@@ -148,7 +149,7 @@ def transformers_config(sizes: Mapping[str, Any], class_names: list[str]) -> dic
         "id2label": {str(i): name for i, name in enumerate(class_names)},
         "label2id": {name: i for i, name in enumerate(class_names)},
         "layer_norm_eps": 1e-5,
-    }
+    } | IMAGE_PROCESSOR  # transformers looks here in a local folder, and in preprocessor_config.json on the Hub
     shared = ("embed_dim", "depths", "num_heads", "mlp_ratio", "qkv_bias", "pretrained_window_sizes")
     return config | {name: sizes[name] for name in shared if name in sizes}
 
@@ -178,26 +179,6 @@ def timm_config(sizes: Mapping[str, Any], class_names: list[str], preprocessing:
         "num_classes": len(class_names),
         "pretrained_cfg": pretrained,
         "model_args": arguments,
-    }
-
-
-def processor_config(preprocessing: Preprocessing) -> dict[str, Any]:
-    """Image processor of transformers: CLIP's resizes the shorter side and crops, as ours."""
-    size, shorter = preprocessing.image_size, preprocessing.shorter_side
-    square = {"height": size, "width": size}
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": square if shorter is None else {"shortest_edge": shorter},
-        "resample": BICUBIC,
-        "do_center_crop": shorter is not None,
-        "crop_size": square,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": preprocessing.mean,
-        "image_std": preprocessing.std,
     }
 
 

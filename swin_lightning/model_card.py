@@ -18,6 +18,7 @@ model = timm.create_model("hf-hub:{name}", pretrained=True).eval()  # or "local-
 transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model), is_training=False)
 ```"""
 TRANSFORMERS = """```python
+# pip install transformers timm torchvision: the image processor is that of timm
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 processor, model = (c.from_pretrained("{name}") for c in (AutoImageProcessor, AutoModelForImageClassification))

@@ -1,11 +1,12 @@
 """Parameter groups and learning-rate schedules of the Swin recipes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from torch import nn
-from torch.optim import Optimizer
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from swin_lightning.errors import UserError
@@ -104,6 +105,66 @@ def lr_factor(
     if schedule == "cosine":
         return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress))
     return end + (1 - end) * (1 - progress)
+
+
+class Muon(Optimizer):
+    """Muon for matrices, AdamW for all other parameters, as one optimizer.
+
+    Muon steps along the orthogonal matrix that is nearest to the momentum. The length of a step is that of AdamW, so
+    that learning rates and weight decays of AdamW can be kept. A matrix is a parameter of two dimensions; those
+    without weight decay, such as tables of position biases, are left to AdamW.
+
+    Sources: Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/; Liu et al., 2025, arXiv:2502.16982,
+    section 2.2, for the scale; the steps are those of `torch.optim.Muon` and `torch.optim.AdamW`.
+
+    Args:
+        params: Parameters, or groups such as those of `parameter_groups`.
+        lr: Learning rate of both.
+        weight_decay: Weight decay of both, for parameters that are not in groups.
+        momentum: Momentum of Muon.
+        betas: Averages of AdamW.
+
+    Raises:
+        UserError: If torch is older than 2.9.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(f"swin_lightning.optim.Muon needs torch 2.9 or later; this is torch {torch.__version__}")
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add the matrices of a group as one group, and its other parameters as a second one."""
+        group = {**self.defaults, **param_group}
+        parameters = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        for muon in (True, False):
+            chosen = [p for p in parameters if (p.ndim == 2 and group["weight_decay"] > 0) == muon]
+            if chosen:
+                name = {"name": group["name"] + "_muon" * muon} if "name" in group else {}
+                fused = {} if muon else {"fused": None}  # chosen by the task, as for AdamW
+                super().add_param_group({**group, "params": chosen, "muon": muon, **name, **fused})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for muon in (True, False):
+            groups = [group for group in self.param_groups if group["muon"] == muon]
+            if groups:
+                # built here: groups and state are new objects after load_state_dict
+                part = torch.optim.Muon(groups, adjust_lr_fn="match_rms_adamw") if muon else AdamW(groups)
+                part.state = self.state
+                part.step()
+        return loss
 
 
 class FactorLR(LRScheduler):

@@ -52,6 +52,15 @@ def test_page_has_a_command_for_every_experiment():
     assert set(COMMANDS) == names - {"tensorboard.yaml"}
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 brought Muon")
+def test_muon():
+    cli = run("muon.yaml", "--trainer.max_epochs=1")
+    names = [group["name"] for group in cli.trainer.optimizers[0].param_groups]
+    assert names == ["decay_muon", "decay", "no_decay"]
+    assert [group.get("fused") for group in cli.trainer.optimizers[0].param_groups] == [None, True, True]
+    assert all(math.isfinite(loss) for loss in metrics(cli.run_dir, "train/loss"))
+
+
 def test_sgd_with_step_schedule():
     cli = run("sgd.yaml", "--trainer.max_epochs=5")
     (optimizer,) = cli.trainer.optimizers

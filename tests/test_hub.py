@@ -79,7 +79,7 @@ def test_configurations(tmp_path):
     pretrained = config["pretrained_cfg"]
     assert (pretrained["crop_mode"], pretrained["crop_pct"], pretrained["std"]) == ("squash", 1.0, [0.1, 0.2, 0.3])
     processor = json.loads((tmp_path / "hub/preprocessor_config.json").read_text())
-    assert processor["size"] == {"height": 24, "width": 24} and not processor["do_center_crop"]
+    assert processor["image_processor_type"] == config["image_processor_type"] == "TimmWrapperImageProcessor"
 
 
 def test_what_cannot_be_saved_or_read(tmp_path):

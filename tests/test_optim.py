@@ -20,8 +20,10 @@ from torch.utils.data import DataLoader
 
 from swin_lightning.errors import UserError
 from swin_lightning.models import SwinTransformer
-from swin_lightning.optim import lr_factor, parameter_groups
+from swin_lightning.optim import Muon, lr_factor, parameter_groups
 from swin_lightning.tasks.classification import SwinClassifier
+
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 brought Muon")
 
 
 def tiny_classifier(**kwargs):
@@ -371,3 +373,54 @@ def test_stochastic_weight_averaging_runs_with_the_schedule(make_trainer):
         make_trainer(max_epochs=4, callbacks=[swa, used]).fit(model, DataLoader([batch] * 2, batch_size=None))
     rates = [row["decay"] for row in used.rates]
     assert rates[:2] == [0.1, 0.1] and rates[-1] == pytest.approx(0.02)
+
+
+@needs_muon
+def test_muon_equals_the_two_optimizers_of_torch():
+    model, reference = tiny_classifier().double().eval(), tiny_classifier().double().eval()  # without drop path
+    reference.load_state_dict(model.state_dict())
+    optimizer = Muon(parameter_groups(model, 0.01, 0.1), 0.01)
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    assert groups.keys() == {"decay_muon", "decay", "no_decay"}
+    assert all(p.ndim == 2 for p in groups["decay_muon"]["params"])
+    assert [p.shape for p in groups["decay"]["params"]] == [(8, 3, 4, 4)]  # the patch embedding
+    assert {p.ndim for p in groups["no_decay"]["params"]} == {1, 2, 3}  # norms and biases, bias tables, positions
+    found = by_name(model, optimizer.param_groups)
+    parts = [
+        (torch.optim.Muon, ["decay_muon"], {"adjust_lr_fn": "match_rms_adamw", "weight_decay": 0.1}),
+        (AdamW, ["decay"], {"weight_decay": 0.1}),
+        (AdamW, ["no_decay"], {"weight_decay": 0.0}),
+    ]
+    parts = [
+        kind([p for name, p in reference.named_parameters() if found[name]["name"] in names], lr=0.01, **options)
+        for kind, names, options in parts
+    ]
+    for step in range(3):
+        for part in (optimizer, *parts):
+            part.zero_grad()
+        for module in (model, reference):
+            images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(step)).double()
+            module(images).square().sum().backward()
+        for part in (optimizer, *parts):
+            part.step()
+        if step == 1:  # a resumed run
+            again = Muon(parameter_groups(model, 0.5, 0.5), 0.5)
+            again.load_state_dict(optimizer.state_dict())
+            optimizer = again
+    for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@needs_muon
+def test_muon_takes_parameters_without_groups():
+    layer = nn.Linear(4, 3)
+    optimizer = Muon(layer.parameters(), lr=0.1)
+    assert [(len(group["params"]), group["muon"]) for group in optimizer.param_groups] == [(1, True), (1, False)]
+    loss = optimizer.step(lambda: layer(torch.ones(2, 4)).sum())
+    assert loss.requires_grad
+
+
+def test_muon_of_an_older_torch(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(UserError, match="needs torch 2.9 or later"):
+        Muon(nn.Linear(2, 2).parameters())

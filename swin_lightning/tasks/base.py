@@ -23,7 +23,7 @@ from swin_lightning.errors import UserError, summarize
 from swin_lightning.models.linear import use_onednn
 from swin_lightning.models.resize import BiasResize
 from swin_lightning.models.weights import HeadRows, load_weights
-from swin_lightning.optim import FactorLR, ScheduleName, lr_factor, parameter_groups, rescale_lr
+from swin_lightning.optim import FactorLR, Muon, ScheduleName, lr_factor, parameter_groups, rescale_lr
 from swin_lightning.ranges import LearningRate, NonNegative, Positive, Share, check_arguments
 from swin_lightning.run_check import check_rates, check_run
 from swin_lightning.step_mean import StepMean
@@ -302,7 +302,7 @@ class Task(LightningModule):
             )
         if "weight_decay" in defaults:
             defaults["weight_decay"] = self.weight_decay  # for groups that are added later
-        if isinstance(optimizer, (Adam, AdamW)) and self.device.type in ("cuda", "cpu"):
+        if isinstance(optimizer, (Adam, AdamW, Muon)) and self.device.type in ("cuda", "cpu"):
             for group in optimizer.param_groups:
                 # a third of the time of the default; set here and not in the constructor, since AdamW(fused=True)
                 # unscales float16 gradients itself, which rules out clipping
