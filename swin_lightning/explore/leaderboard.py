@@ -215,6 +215,8 @@ def _differences(config: dict[str, Any], experiment: str) -> dict[str, Any]:
     """Options in which the configuration of a run differs from its experiment."""
     theirs = flatten(load(["-c", str(find_experiment(experiment))]).as_dict())
     kept = {key: value for key, value in config.items() if not re.fullmatch(IGNORED, key)}
+    if kept.get("data.split_seed") == config.get("seed_everything"):
+        kept.pop("data.split_seed", None)  # a seed that selects the training images as well
     changed = {key: value for key, value in kept.items() if _plain(value) != _plain(theirs.get(key))}
     return {key: _portable(key, value) for key, value in changed.items()}
 

@@ -3,10 +3,11 @@
 import shutil
 
 import pytest
+import yaml
 
 from swin_lightning.cli import main
 from swin_lightning.errors import UserError
-from swin_lightning.explore.leaderboard import BEGIN, END, read_logs, table
+from swin_lightning.explore.leaderboard import BEGIN, END, read_logs, record, table
 from tests.support.cli import EXPERIMENTS
 
 HEADER = """# experiment: {experiment}
@@ -82,3 +83,14 @@ def test_run_without_a_result_and_log_without_a_header(run, tmp_path):
     (tmp_path / "logs" / "a.csv").write_text("epoch,step\n0,1\n")
     with pytest.raises(UserError, match="has no header"):
         main(["results", "--folder", str(tmp_path)])
+
+
+@pytest.mark.parametrize(("split_seed", "options"), [(7, False), (8, True)])
+def test_split_seed_that_follows_the_seed_is_no_option(run, tmp_path, split_seed, options):
+    copy = tmp_path / "digits_swin_micro" / "run"
+    shutil.copytree(run, copy)
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["seed_everything"], config["data"]["init_args"]["split_seed"] = 7, split_seed
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    (found,) = read_logs(record(copy, tmp_path / "logs", "a laptop").parent)
+    assert found.seed == 7 and ("data.split_seed" in found.options) == options
