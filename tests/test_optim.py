@@ -422,5 +422,5 @@ def test_muon_takes_parameters_without_groups():
 
 def test_muon_of_an_older_torch(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(UserError, match="needs torch 2.9 or later"):
+    with pytest.raises(UserError, match=r"needs torch 2\.9 or later"):
         Muon(nn.Linear(2, 2).parameters())
