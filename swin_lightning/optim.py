@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -161,7 +162,8 @@ class Muon(Optimizer):
             groups = [group for group in self.param_groups if group["muon"] == muon]
             if groups:
                 # built here: groups and state are new objects after load_state_dict
-                part = torch.optim.Muon(groups, adjust_lr_fn="match_rms_adamw") if muon else AdamW(groups)
+                kind = partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw") if muon else AdamW
+                part: Optimizer = kind(groups)
                 part.state = self.state
                 part.step()
         return loss
