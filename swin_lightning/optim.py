@@ -112,8 +112,8 @@ class Muon(Optimizer):
     """Muon for matrices, AdamW for all other parameters, as one optimizer.
 
     Muon steps along the orthogonal matrix that is nearest to the momentum. The length of a step is that of AdamW, so
-    that learning rates and weight decays of AdamW can be kept. A matrix is a parameter of two dimensions; those
-    without weight decay, such as tables of position biases, are left to AdamW.
+    that learning rates and weight decays of AdamW can be kept. A matrix is a parameter of two dimensions; those in a
+    group whose name ends in `no_decay`, such as tables of position biases, are left to AdamW.
 
     Sources: Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/; Liu et al., 2025, arXiv:2502.16982,
     section 2.2, for the scale; the steps are those of `torch.optim.Muon` and `torch.optim.AdamW`.
@@ -145,8 +145,9 @@ class Muon(Optimizer):
         """Add the matrices of a group as one group, and its other parameters as a second one."""
         group = {**self.defaults, **param_group}
         parameters = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        tables = str(group.get("name", "")).endswith("no_decay")
         for muon in (True, False):
-            chosen = [p for p in parameters if (p.ndim == 2 and group["weight_decay"] > 0) == muon]
+            chosen = [p for p in parameters if (p.ndim == 2 and not tables) == muon]
             if chosen:
                 name = {"name": group["name"] + "_muon" * muon} if "name" in group else {}
                 fused = {} if muon else {"fused": None}  # chosen by the task, as for AdamW
@@ -154,6 +155,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of both; returns the result of `closure`, which computes loss and gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

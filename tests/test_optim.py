@@ -412,6 +412,12 @@ def test_muon_equals_the_two_optimizers_of_torch():
 
 
 @needs_muon
+def test_muon_without_weight_decay_is_still_muon():
+    groups = Muon(parameter_groups(tiny_classifier(), 0.01, 0.0), 0.01).param_groups
+    assert {group["name"]: group["muon"] for group in groups} == {"decay_muon": True, "decay": False, "no_decay": False}
+
+
+@needs_muon
 def test_muon_takes_parameters_without_groups():
     layer = nn.Linear(4, 3)
     optimizer = Muon(layer.parameters(), lr=0.1)
