@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from benchmarks import reference_models, results_table
 from benchmarks.command import add_model_option, build_parser, parse, run
 from benchmarks.environment import default_environment, describe_machine, package_versions
+from benchmarks.reference_models import check_difference, logit_difference, max_difference
 from benchmarks.timing import BenchmarkCase, evaluation_step, interleave, peak_performance, timed, training_step
 from swin_lightning.benchmark.memory import peak_resident, reset_peak_resident, resident
 from swin_lightning.errors import CommandParser, UserError
@@ -71,7 +72,8 @@ def argument_parser() -> CommandParser:
     add("--compile", action="store_true", help="apply torch.compile to every model")
     add("--peers", metavar="FOLDER", help="where timm, torchvision and transformers are, if not installed")
     add("--official", metavar="FILE", help="models/swin_transformer.py of the official repository (needs timm)")
-    add("--only", nargs="+", metavar="NAME", help=f"some of {', '.join(reference_models.BUILDERS)}, vit")
+    names = [*reference_models.BUILDERS, "vit", "plain"]
+    add("--only", nargs="+", choices=names, metavar="NAME", help=f"some of {', '.join(names)}")
     add("--processes", action="store_true", help="one process per model, default settings (3 rounds instead of 12)")
     add("--output", default="runs/benchmark", metavar="FOLDER", help="folder for the JSON file and the bar chart")
     add("--worker", help=argparse.SUPPRESS)
@@ -84,8 +86,8 @@ def one_process(options: argparse.Namespace, mode: str) -> list[results_table.Ro
     cases, differences = [], {}
     for name, model in context.models():
         if not name.startswith("vit"):
-            difference = reference_models.max_difference(model, context.classifier, context.images[:2])
-            differences[name] = reference_models.check_difference(name, difference)
+            difference = max_difference(model, context.classifier, context.images[:2], context.precision(OWN))
+            differences[name] = check_difference(name, difference, context.precision(OWN))
         cases.append(context.case(name, model, mode))
     device = context.images.device
     peak = peak_performance(device, context.precision(OWN))
@@ -112,9 +114,7 @@ def separate_processes(options: argparse.Namespace, mode: str) -> list[results_t
             case.seconds.append(found["seconds"])
             case.memory, case.first = found["memory"], found["first"]
             logits[case.name] = torch.tensor(found["logits"])
-    differences = {
-        name: reference_models.check_difference(name, float((logits[name] - logits[OWN]).abs().max())) for name in names
-    }
+    differences = {name: check_difference(name, logit_difference(logits[name], logits[OWN])) for name in names}
     return results_table.build_rows(cases, peak, options.batch_size, OWN, differences)
 
 
@@ -191,6 +191,8 @@ class BenchmarkContext:
                 print(f"skipped {name}: {error}", file=sys.stderr)
                 continue
             yield name, model.to(device)
+        if "plain" in only:
+            yield "plain", reference_models.build_plain(self.classifier)
         if any(name.startswith("vit") for name in only):
             try:
                 vit = reference_models.build_vit(self.classifier, self.macs)

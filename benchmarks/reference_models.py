@@ -4,6 +4,7 @@ The projects are optional. They are imported if installed, or from a folder that
 `pip install --no-deps --target FOLDER timm torchvision transformers`.
 """
 
+import copy
 import importlib
 import importlib.util
 import sys
@@ -16,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from benchmarks.timing import autocast
 from swin_lightning.errors import UserError
 from swin_lightning.models.linear import use_onednn
 from swin_lightning.models.registry import model_info
@@ -23,7 +25,7 @@ from swin_lightning.models.swin import SwinTransformer
 from swin_lightning.models.swin_v2 import SwinTransformerV2
 from swin_lightning.models.weights import export_weights
 
-TOLERANCE = 1e-4  # largest difference of two logits that still counts as the same model
+TOLERANCE = {"32": 1e-6, "bf16": 2e-2}  # largest `logit_difference` that still counts as the same model, by precision
 VIT_MACS = {"vit_small_patch16_224": 4.6e9, "vit_base_patch16_224": 17.6e9, "vit_large_patch16_224": 61.6e9}
 
 
@@ -124,6 +126,13 @@ def build_reference(name: str, classifier: Classifier, drop_path: float, officia
     return LogitsOnly(model) if name == "transformers" else model
 
 
+def build_plain(classifier: Classifier) -> nn.Module:
+    """Own model without the kernels that `use_onednn` chooses for this processor."""
+    model = copy.deepcopy(classifier)
+    use_onednn(model, enable=False)
+    return model
+
+
 def build_vit(classifier: Classifier, macs: float) -> tuple[str, nn.Module] | None:
     """timm's ViT with the nearest number of MACs and its name; None if none is within a third of `macs`.
 
@@ -151,19 +160,25 @@ def add_import_path(folder: str | None) -> None:
         sys.path.append(folder)
 
 
-def max_difference(model: nn.Module, reference: nn.Module, images: Tensor) -> float:
-    """The largest absolute difference between the logits of two models in evaluation mode."""
-    with torch.no_grad():
-        return float((model.eval()(images) - reference.eval()(images)).abs().max())
+def max_difference(model: nn.Module, reference: nn.Module, images: Tensor, precision: str = "32") -> float:
+    """`logit_difference` of two models in evaluation mode, in float32 or bfloat16 autocast."""
+    with torch.no_grad(), autocast(images, precision):
+        return logit_difference(model.eval()(images), reference.eval()(images))
 
 
-def check_difference(name: str, difference: float) -> float:
+def logit_difference(logits: Tensor, reference: Tensor) -> float:
+    """The largest absolute difference of two logits, relative to the largest logit if that exceeds 1."""
+    logits, reference = logits.float(), reference.float()
+    return float((logits - reference).abs().max() / reference.abs().max().clamp(min=1))
+
+
+def check_difference(name: str, difference: float, precision: str = "32") -> float:
     """Return the difference of two models' logits if it is small enough for their speed to be compared.
 
     Raises:
         UserError: If it exceeds `TOLERANCE` or is NaN.
     """
-    if not difference <= TOLERANCE:
+    if not difference <= TOLERANCE[precision]:
         raise UserError(f"{name}: logits differ by {difference:.1e} for the same weights; not a comparable model")
     return difference
 

@@ -46,7 +46,7 @@ from swin_lightning.explore.runs import read_runs
 from swin_lightning.models.weights import read_checkpoint
 
 torch.set_num_threads(1)
-FOLDER = Path("runs/photographs")
+FOLDER = Path("runs/images")
 
 # %% [markdown]
 # ## Image folder

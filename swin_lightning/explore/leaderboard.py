@@ -69,19 +69,22 @@ def results(args: list[str]) -> None:
     parser.add_argument("--folder", metavar="DIR", help="of experiments, with logs/ and README.md")
     options = parser.parse_args(args)
     folder = Path(options.folder) if options.folder else installed_experiments()
-    for run in options.runs:
-        print(f"recorded: {record(run, folder / 'logs', options.hardware or describe_machine())}")
-    if options.runs:
+    logs = [make_log(run, options.hardware or describe_machine()) for run in options.runs]
+    for name, text in logs:  # written after all were found complete
+        path = folder / "logs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(f"recorded: {path}")
+    if logs:
         update(folder)
     print(table(read_logs(folder / "logs"), options.sort))
 
 
-def record(run: str | Path, logs: Path, hardware: str) -> Path:
-    """Copy the metrics of a run into a log with a header.
+def make_log(run: str | Path, hardware: str) -> tuple[str, str]:
+    """Name and text of the log of a run: its metrics below a header.
 
     Args:
         run: Run folder.
-        logs: Folder of the logs.
         hardware: Where it was trained.
 
     Raises:
@@ -102,12 +105,9 @@ def record(run: str | Path, logs: Path, hardware: str) -> Path:
         "hardware": f"{hardware}, torch {version('torch').partition('+')[0]}",
     }
     suffix = f"-{zlib.crc32(repr(header['options']).encode()):08x}" if header["options"] else ""
-    path = logs / f"{experiment}{suffix}-seed{header['seed']}.csv"
-    logs.mkdir(parents=True, exist_ok=True)
     lines = yaml.safe_dump(header, sort_keys=False, width=1000).splitlines()
     text = "".join(f"# {line}\n" for line in lines) + opened.metrics.read_text(encoding="utf-8")
-    path.write_text(text, encoding="utf-8")
-    return path
+    return f"{experiment}{suffix}-seed{header['seed']}.csv", text
 
 
 def read_logs(folder: Path) -> list[Result]:

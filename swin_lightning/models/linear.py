@@ -11,12 +11,14 @@ a linear layer is a 1x1 convolution, so that the library can be chosen:
   faster with the backward pass, and with 392 tokens of 768 channels 0.7 times as fast: `convolution_is_faster`.
 
 In evaluation the GELU of an MLP is computed by oneDNN together with the linear layer before it, which saves a pass over
-the largest activation: on Intel with AMX, 5.7 instead of 10.4 ms for 25088 tokens of 384 channels in bfloat16.
+the largest activation: on Intel with AMX, 5.7 instead of 10.4 ms for 25088 tokens of 384 channels in bfloat16. For few
+tokens the call costs more than it saves: `MIN_GELU_TOKENS`.
 
 The layers stay plain modules: `use_onednn` replaces the `forward` of instances only.
 """
 
 import functools
+import sys
 from types import MethodType
 from typing import Any
 
@@ -28,6 +30,11 @@ from torch.utils.flop_counter import register_flop_formula
 from swin_lightning.models.layers import Mlp
 from swin_lightning.models.precision import autocast_dtype, is_tracing
 from swin_lightning.models.processor import is_amd_with_avx512, is_intel_with_amx, multiplies_bfloat16
+
+PLAIN = (nn.Parameter, Tensor)  # types of a weight that is neither quantized, sharded nor of another subclass
+MIN_ROW = 7
+MIN_AMX_TOKENS = 4096  # of a convolution on Intel with AMX
+MIN_GELU_TOKENS = 4096  # on Intel with AMX, 64 tokens of 32 channels take 18 instead of 12 us
 
 
 def use_onednn(model: nn.Module, enable: bool = True) -> None:
@@ -42,16 +49,11 @@ def use_onednn(model: nn.Module, enable: bool = True) -> None:
         model: Any module; its parameters and the types of its modules do not change.
         enable: False restores the `forward` of the classes.
     """
-    types: list[type[nn.Module]] = []
-    if is_amd_with_avx512() or is_intel_with_amx():
-        types.append(nn.Linear)
-    if multiplies_bfloat16():
-        types.append(Mlp)
     for module in model.modules():
         replaced = getattr(vars(module).get("forward"), "__func__", None) is forward
         if replaced and not enable:
             del vars(module)["forward"]
-        elif enable and type(module) in types and "forward" not in vars(module):
+        elif enable and "forward" not in vars(module) and _may_be_faster(module):
             # a bound method of this name is copied with its module, and pickled as `getattr(module, "forward")`
             vars(module)["forward"] = MethodType(forward, module)
 
@@ -60,14 +62,22 @@ def forward(self: nn.Linear | Mlp, x: Tensor) -> Tensor:
     """The forward of the class by `linear` or `mlp`; one name, since a module is pickled with it."""
     if isinstance(self, Mlp):
         return mlp(self, x)
-    return linear(x, self.weight, self.bias) if _is_plain(self) else F.linear(x, self.weight, self.bias)
+    weight, bias = self.weight, self.bias
+    # first, with few calls: all the conditions of `linear` made a small model 3 % slower
+    small = not (torch.compiler.is_compiling() or is_tracing()) and x.numel() < _min_tokens() * self.in_features
+    if small or type(self) is not nn.Linear or type(weight) not in PLAIN:
+        return F.linear(x, weight, bias)
+    return linear(x, weight, bias)
 
 
 def mlp(layer: Mlp, x: Tensor) -> Tensor:
     """`Mlp.forward`, in evaluation with the GELU in the same kernel as the linear layer before it."""
+    if layer.training or torch.is_grad_enabled() or not _is_eager(x):
+        return type(layer).forward(layer, x)
+    if x.numel() < MIN_GELU_TOKENS * x.shape[-1] or not _is_untouched(layer.fc1):
+        return type(layer).forward(layer, x)
     dtype = autocast_dtype(x) or x.dtype
-    serves = dtype == torch.bfloat16 or (dtype == torch.float32 and is_intel_with_amx())
-    if layer.training or torch.is_grad_enabled() or not (serves and _is_eager(x) and _is_untouched(layer.fc1)):
+    if dtype != torch.bfloat16 and not (dtype == torch.float32 and is_intel_with_amx()):
         return type(layer).forward(layer, x)
     weight, bias = layer.fc1.weight.to(dtype), None if layer.fc1.bias is None else layer.fc1.bias.to(dtype)
     hidden = torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, "gelu", [], "none")
@@ -77,10 +87,11 @@ def mlp(layer: Mlp, x: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear`, computed as a 1x1 convolution where that is faster."""
     batch_size = 0
-    if _is_eager(x) and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
-        tokens = x.numel() // x.shape[-1]
+    if x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and _is_eager(x):
+        out_features, in_features = weight.shape
+        tokens = x.numel() // in_features
         gradients = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-        if convolution_is_faster(tokens, weight.shape[1], weight.shape[0], gradients):
+        if convolution_is_faster(tokens, in_features, out_features, gradients):
             batch_size = _conv_batch_size(tokens)
     if not batch_size:
         return F.linear(x, weight, bias)
@@ -103,7 +114,7 @@ def convolution_is_faster(tokens: int, in_features: int, out_features: int, grad
     if not is_intel_with_amx() or min(in_features, out_features) > 128:
         return False
     expands = out_features >= 2 * in_features
-    return tokens >= 4096 if expands else tokens >= 16384 and not gradients
+    return tokens >= MIN_AMX_TOKENS if expands else tokens >= 16384 and not gradients
 
 
 # helpers
@@ -114,15 +125,25 @@ def _linear_pointwise_flop(x_shape: torch.Size, w_shape: torch.Size, *args: Any,
     return 2 * x_shape.numel() * w_shape[0]
 
 
-def _is_plain(layer: nn.Linear) -> bool:
-    """Whether it is a linear layer as it was built: no other class, no weight of another type."""
-    return type(layer) is nn.Linear and type(layer.weight) in (nn.Parameter, Tensor)
+def _min_tokens() -> int:
+    """A number of tokens below which `linear` is `F.linear`."""
+    return 16 * MIN_ROW if is_amd_with_avx512() else MIN_AMX_TOKENS
+
+
+def _may_be_faster(module: nn.Module) -> bool:
+    """Whether this CPU has a faster kernel for the module, at least for very many tokens."""
+    if type(module) is Mlp:
+        return multiplies_bfloat16()
+    return type(module) is nn.Linear and convolution_is_faster(
+        sys.maxsize, module.in_features, module.out_features, gradients=False
+    )
 
 
 def _is_untouched(layer: nn.Linear) -> bool:
     """Whether nobody would notice that the layer is not called: it is plain, with its forward or ours and no hooks."""
     own = getattr(vars(layer).get("forward", forward), "__func__", forward) is forward
-    return _is_plain(layer) and own and not layer._forward_hooks and not layer._forward_pre_hooks
+    plain = own and type(layer) is nn.Linear and type(layer.weight) in PLAIN
+    return plain and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
 def _is_eager(x: Tensor) -> bool:
@@ -135,6 +156,7 @@ def _is_eager(x: Tensor) -> bool:
 def _conv_batch_size(tokens: int) -> int:
     """Batch size of the convolution that the tokens are split into, 0 if there is no suitable one.
 
-    On a single thread PyTorch uses oneDNN only for batches of 16 or more, and oneDNN is slow for rows shorter than 7.
+    On a single thread PyTorch uses oneDNN only for batches of 16 or more, and oneDNN is slow for rows shorter than
+    `MIN_ROW`.
     """
-    return next((batch for batch in range(16, min(tokens // 7, 128) + 1) if tokens % batch == 0), 0)
+    return next((batch for batch in range(16, min(tokens // MIN_ROW, 128) + 1) if tokens % batch == 0), 0)

@@ -17,11 +17,13 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(name for line in found if line for name in line[1].split())
 
 
+@functools.cache
 def is_amd_with_avx512() -> bool:
     """Whether this is an AMD CPU with AVX-512."""
     return "AuthenticAMD" in cpu_flags() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
+@functools.cache
 def is_intel_with_amx() -> bool:
     """Whether this is an Intel CPU with AMX, Sapphire Rapids or newer."""
     return {"GenuineIntel", "amx_bf16"} <= cpu_flags() and torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -33,6 +33,8 @@ from swin_lightning.tasks.loading import load_module
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]  # (parameter groups, lr); lr is an option of the task
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
+# the stages of a backbone share their code: without this option they share one limit of recompilations as well
+ISOLATED = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
 
 # lists of numbers in a configuration become tensors, such as the class weights of a loss
 register_type(
@@ -125,9 +127,8 @@ class Task(LightningModule):
         self.backbone = backbone
         if gradient_checkpointing:
             if not hasattr(backbone, "set_grad_checkpointing"):
-                raise UserError(
-                    f"model.gradient_checkpointing: {type(backbone).__name__} has no set_grad_checkpointing()"
-                )
+                name = type(backbone).__name__
+                raise UserError(f"model.gradient_checkpointing: {name} has no set_grad_checkpointing()")
             backbone.set_grad_checkpointing()  # type: ignore[operator]
 
     def finish_init(self) -> None:
@@ -183,7 +184,7 @@ class Task(LightningModule):
             mode = self.compile_backbone if isinstance(self.compile_backbone, str) else None
             for module in self.compiled_modules():
                 # in place, which keeps parameter names; static shapes, since dynamic=True took >20 min to compile
-                module.compile(mode=mode, dynamic=False)
+                module.compile(mode=mode, dynamic=False, **ISOLATED)
             self.compile_backbone = False
 
     def configure_model(self) -> None:
@@ -280,11 +281,8 @@ class Task(LightningModule):
                 parameter.requires_grad_(False)
         if not self.freeze_patterns:
             return
-        self._frozen = []
-        for module in self.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
-                self._frozen.append(module)
+        parameters = {module: list(module.parameters()) for module in self.modules()}
+        self._frozen = [module for module, own in parameters.items() if own and not any(p.requires_grad for p in own)]
         self.train(self.training)
 
     def _build_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from benchmarks import command, environment, model
+from benchmarks.reference_models import max_difference
 from swin_lightning.allocator import ENV_VAR, GLIBC
+from swin_lightning.models import linear
 from tests.support import cli
 
 SMALL = ["--model", "swin_micro_patch4_window4_32", "--batch-size", "2", "--rounds", "2", "--threads", "1",
@@ -82,6 +84,18 @@ def test_reference_with_other_logits_stops_the_comparison(official, no_worker_pr
     assert "relative time" not in capsys.readouterr().out
 
 
+def test_plain_is_our_model_without_the_kernels_of_this_processor(monkeypatch):
+    def replaced(module):
+        return sum("forward" in vars(part) for part in module.modules())
+
+    monkeypatch.setattr(linear, "is_amd_with_avx512", lambda: True)
+    context = model.BenchmarkContext(command.parse(model.argument_parser(), SMALL))
+    models = dict(context.models(["plain"]))
+    assert list(models) == ["swin_lightning", "plain"]
+    assert replaced(models["swin_lightning"]) > 0 == replaced(models["plain"])
+    assert max_difference(*models.values(), context.images) < 1e-5
+
+
 def test_missing_references_are_skipped_with_a_message(no_worker_processes, capsys):
     model.main([*SMALL, "--eval", "--only", "official"])
     out, err = capsys.readouterr()
@@ -96,6 +110,7 @@ def test_missing_references_are_skipped_with_a_message(no_worker_processes, caps
         (["--batch-size", "0"], "--batch-size 0 must be at least 1"),
         (["--rounds", "0"], "--rounds 0 must be at least 1"),
         (["--peer", "x"], "unrecognized arguments: --peer x; run python -m benchmarks.model --help"),
+        (["--only", "tim"], "argument --only: invalid choice: 'tim'"),
         (["--peers", "nowhere"], "--peers nowhere: no such folder"),
         ([*SMALL, "--official", "nowhere.py"], "--official nowhere.py: no such Python file"),
     ],

@@ -52,6 +52,19 @@ def test_reference_with_other_logits_is_user_error(own, reference, factor):
         reference_models.check_difference("official", difference)
 
 
+@pytest.mark.parametrize(("precision", "factor", "same"), [
+    ("32", 1 + 3e-7, True), ("32", 1 + 3e-6, False), ("bf16", 1 + 2**-6, True), ("bf16", 1 + 2**-4, False),
+])  # fmt: skip
+def test_differences_are_relative_to_large_logits(precision, factor, same):
+    logits = torch.tensor([[0.5, -16.0]])
+    difference = reference_models.logit_difference(logits * factor, logits)
+    if same:
+        assert reference_models.check_difference("timm", difference, precision) == pytest.approx(factor - 1, rel=0.5)
+    else:
+        with pytest.raises(ValueError, match="timm: logits differ by"):
+            reference_models.check_difference("timm", difference, precision)
+
+
 def test_reference_with_other_parameters_is_user_error(reference):
     body = "def __init__(self, **k):\n        super().__init__(**k)\n        self.extra = self.norm.__class__(2)"
     with pytest.raises(ValueError, match=r"official: missing or unexpected keys in the exported weights: .*extra"):

@@ -7,7 +7,7 @@ import yaml
 
 from swin_lightning.cli import main
 from swin_lightning.errors import UserError
-from swin_lightning.explore.leaderboard import BEGIN, END, read_logs, record, table
+from swin_lightning.explore.leaderboard import BEGIN, END, read_logs, table
 from tests.support.cli import EXPERIMENTS
 
 HEADER = """# experiment: {experiment}
@@ -78,7 +78,8 @@ def test_run_without_a_result_and_log_without_a_header(run, tmp_path):
     rows = (copy / "metrics.csv").read_text().splitlines()[:3]
     (copy / "metrics.csv").write_text("\n".join(rows) + "\n")
     with pytest.raises(UserError, match="has no test result"):
-        main(["results", str(copy), "--folder", str(tmp_path)])
+        main(["results", str(run), str(copy), "--folder", str(tmp_path)])
+    assert not (tmp_path / "logs").exists()  # nothing is recorded unless all can be
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "a.csv").write_text("epoch,step\n0,1\n")
     with pytest.raises(UserError, match="has no header"):
@@ -92,5 +93,7 @@ def test_split_seed_that_follows_the_seed_is_no_option(run, tmp_path, split_seed
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config["seed_everything"], config["data"]["init_args"]["split_seed"] = 7, split_seed
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
-    (found,) = read_logs(record(copy, tmp_path / "logs", "a laptop").parent)
+    (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n")
+    main(["results", str(copy), "--folder", str(tmp_path)])
+    (found,) = read_logs(tmp_path / "logs")
     assert found.seed == 7 and ("data.split_seed" in found.options) == options

@@ -170,6 +170,7 @@ def fused(monkeypatch):
     if not torch.backends.mkldnn.is_available():
         pytest.skip("torch without oneDNN")
     pretend(monkeypatch, intel=True, bfloat16=True)
+    monkeypatch.setattr(linear_module, "MIN_GELU_TOKENS", 50)
     torch.manual_seed(0)
     mlp = Mlp(6, 24)
     use_onednn(mlp)
@@ -213,6 +214,7 @@ def test_gelu_is_not_fused_where_it_would_be_noticed(fused, monkeypatch):
         assert FUSED not in flop(fused, x)[1]
         torch.testing.assert_close(seen, [F.linear(x, fused.fc1.weight, fused.fc1.bias)])
         hook.remove()
+        assert FUSED in flop(fused, x)[1] and FUSED not in flop(fused, x[:, 1:])[1]  # 50 tokens and 40
         assert FUSED not in flop(fused.double(), x.double())[1]
         fused.float()
         pretend(monkeypatch, bfloat16=True)  # AMD: float32 layers are convolutions

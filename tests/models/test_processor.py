@@ -21,9 +21,13 @@ def test_processors(cpuinfo, capability, amd, bfloat16, tmp_path, monkeypatch):
         path.write_text(cpuinfo)
     monkeypatch.setattr(processor, "CPUINFO", path)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    processor.cpu_flags.cache_clear()
+    cached = (processor.cpu_flags, processor.is_amd_with_avx512, processor.is_intel_with_amx)
+    for function in cached:
+        function.cache_clear()
     try:
         assert processor.is_amd_with_avx512() == (amd and capability == "AVX512")
+        assert processor.is_intel_with_amx() == (cpuinfo == INTEL)
         assert processor.multiplies_bfloat16() == bfloat16
     finally:
-        processor.cpu_flags.cache_clear()
+        for function in cached:
+            function.cache_clear()

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1S
 from swin_lightning.errors import UserError
 from swin_lightning.models import SwinTransformer
 from swin_lightning.models.weights import load_weights
+from swin_lightning.tasks.base import ISOLATED
 from swin_lightning.tasks.classification import SwinClassifier
 from tests.support.golden import formula_input, formula_parameters, load_golden
 
@@ -227,7 +228,7 @@ def test_compile_happens_once_and_keeps_parameter_names(monkeypatch):
     assert calls == []
     model.setup("fit")
     model.setup("test")
-    assert calls == [(model.backbone, {"mode": None, "dynamic": False})]
+    assert calls == [(model.backbone, {"mode": None, "dynamic": False, **ISOLATED})]
     assert list(model.state_dict()) == names
 
 

@@ -7,6 +7,8 @@ import torch
 
 from swin_lightning.cli import main
 from swin_lightning.models import SwinTransformer, SwinTransformerV2
+from swin_lightning.tasks import SimMIM
+from swin_lightning.tasks.base import ISOLATED
 from tests.support.cli import DIGITS, SHORT, metrics
 from tests.support.golden import formula_input
 
@@ -59,7 +61,25 @@ def test_compile_option_selects_the_mode(value, mode, monkeypatch):
     modes = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: modes.append(options))
     main(["fit", "-c", DIGITS, *SHORT, f"--model.compile={value}"])
-    assert modes == [{"mode": mode, "dynamic": False}]
+    assert modes == [{"mode": mode, "dynamic": False, **ISOLATED}]
+
+
+@pytest.mark.skipif(not ISOLATED, reason="an option of later versions of torch")
+def test_parts_of_a_model_have_their_own_limit_of_recompilations(monkeypatch):
+    graphs = []
+    compile_module = torch.nn.Module.compile
+
+    def compile_with_counter(module, mode, **options):
+        compile_module(module, backend=lambda graph, _: graphs.append(graph) or graph.forward, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_with_counter)
+    backbone = SwinTransformer(16, 2, embed_dim=4, depths=(1, 1, 1), num_heads=(1, 1, 1), window_size=2)
+    model = SimMIM(backbone, mask_patch_size=8, compile=True)
+    model.setup("fit")
+    for size in (1, 2, 3):
+        images = torch.zeros(size, 3, 16, 16)
+        model(images, torch.zeros(size, 8, 8, dtype=torch.bool))
+    assert len(graphs) == 3 * len(model.compiled_modules())  # torch's limit is 8 for all stages together
 
 
 @pytest.mark.slow  # compiles once per size

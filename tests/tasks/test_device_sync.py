@@ -21,7 +21,7 @@ LOGGED_STEP = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("backbone", [SwinTransformer, SwinTransformerV2])
+@pytest.mark.parametrize("backbone", [SwinTransformer, pytest.param(SwinTransformerV2, marks=pytest.mark.slow)])
 def test_training_synchronises_only_at_logged_steps(backbone, monkeypatch, tmp_path):
     generator = torch.Generator
     monkeypatch.setattr(torch, "Generator", lambda device="cpu": generator("cpu"))  # the meta device has none
