@@ -71,14 +71,18 @@ class Record(Callback):
             (self.folder / f"{step}.ckpt").write_bytes(last.read_bytes())
 
 
-CASES = {
-    "whole_data": {},
-    "workers": {"num_workers": 2, "batch_size": 24, "limit_train_batches": 8},
-    "accumulation": {"accumulate_grad_batches": 3, "batch_size": 24, "limit_train_batches": 24},
-}
+CASES = [
+    pytest.param({}, id="whole_data"),
+    pytest.param({"num_workers": 2, "batch_size": 24, "limit_train_batches": 8}, id="workers"),
+    pytest.param(
+        {"accumulate_grad_batches": 3, "batch_size": 24, "limit_train_batches": 24},
+        id="accumulation",
+        marks=pytest.mark.slow,
+    ),
+]
 
 
-@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+@pytest.fixture(scope="module", params=CASES)
 def reference(request, tmp_path_factory):
     """An uninterrupted run: its options, and a Record with its batches and its folder."""
     options = {**request.param, "checkpoint": {"every_n_train_steps": 3}}

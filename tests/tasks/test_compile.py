@@ -64,6 +64,7 @@ def test_compile_option_selects_the_mode(value, mode, monkeypatch):
     assert modes == [{"mode": mode, "dynamic": False, **ISOLATED}]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ISOLATED, reason="an option of later versions of torch")
 def test_parts_of_a_model_have_their_own_limit_of_recompilations(monkeypatch):
     graphs = []
