@@ -123,6 +123,11 @@ class SplitFiles(Callback):
         self.run = run
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the split, or compare it with the one of the run that is resumed.
+
+        Raises:
+            UserError: If they differ.
+        """
         data = getattr(trainer, "datamodule", None)
         if not trainer.is_global_zero or trainer.fast_dev_run or not hasattr(data, "split_files"):  # type: ignore[attr-defined]
             return

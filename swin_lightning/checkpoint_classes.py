@@ -110,6 +110,11 @@ class _Check:
             self.value(value, [types.get(name, Any)], f"{key}.{name}", depth)
 
     def value(self, value: Any, hints: list[Any], key: str, depth: int) -> None:
+        """Check a value and everything in it against the type hints of its argument.
+
+        Raises:
+            UserError: If it names a class that is not allowed or a file, or is too large.
+        """
         self.values += 1
         if depth > MAX_DEPTH or self.values > MAX_VALUES:
             raise self.error(key[:80], f"more than {MAX_VALUES} values, or nested more than {MAX_DEPTH} times")
@@ -144,6 +149,11 @@ class _Check:
             raise self.error(key, f"a checkpoint cannot name a file to read ({_short(value)})")
 
     def find(self, path: Any, key: str) -> Any:
+        """The class or function with this path.
+
+        Raises:
+            UserError: If it is not a class path, or not allowed.
+        """
         if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
             raise self.error(key, f"{_short(path)} is not a class path")
         module, _, name = path.rpartition(".")

@@ -154,6 +154,7 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Write the most probable classes of a batch, those of all processes by rank 0."""
         index = batch.get("index") if isinstance(batch, Mapping) else None
         rows: dict[int, tuple[list[int], list[float]]] = {}
         k = 0

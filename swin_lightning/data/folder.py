@@ -149,6 +149,11 @@ class ImageFolder(SplitDataModule):
         return HuggingFaceReader(rows, self.path, columns, self._label_classes if columns.class_names is None else None)
 
     def train_dataloader(self) -> DataLoader[Any]:
+        """The loader of an image stream, which has no length of its own, or of indexed images.
+
+        Raises:
+            UserError: If the number of images of a stream is unknown.
+        """
         stream = self.sources["train"]
         if not isinstance(stream, StreamReader):
             return super().train_dataloader()

@@ -32,7 +32,7 @@ from swin_lightning.models.precision import autocast_dtype, is_tracing
 from swin_lightning.models.processor import is_amd_with_avx512, is_intel_with_amx, multiplies_bfloat16
 
 PLAIN = (nn.Parameter, Tensor)  # types of a weight that is neither quantized, sharded nor of another subclass
-MIN_ROW = 7
+MIN_ROW = 7  # tokens in a row of the image that a convolution is given
 MIN_AMX_TOKENS = 4096  # of a convolution on Intel with AMX
 MIN_GELU_TOKENS = 4096  # on Intel with AMX, 64 tokens of 32 channels take 18 instead of 12 us
 
