@@ -112,6 +112,17 @@ def test_imports_point_one_way(path):
             assert not uses(path, library), f"only {owners} may import {library}"
 
 
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_import_slow_libraries_where_they_are_used(path):
+    if name_of(path).startswith(("explore/", "benchmark/")):  # not imported by `fit`
+        return
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    names = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in body if isinstance(node, ast.ImportFrom) and node.module]
+    slow = {"pandas", "matplotlib", "pyarrow", "datasets", "transformers", "torchvision"}
+    assert not slow & {name.split(".")[0] for name in names}
+
+
 def test_there_is_no_import_cycle():
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
     graph = {name: {other for other in imports(path) if other in modules} - {name} for name, path in modules.items()}

@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from swin_lightning.batch import IGNORE_INDEX
 from swin_lightning.data.layouts import SPLIT_NAMES
 from swin_lightning.data.readers import FileReader
 from swin_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 # names of the columns, in order of preference
@@ -28,7 +30,7 @@ class Manifest:
         name: The file.
     """
 
-    table: pd.DataFrame
+    table: "DataFrame"
     name: str
 
     @property
@@ -86,6 +88,8 @@ def read_manifest(
     Raises:
         UserError: If the file cannot be read, lacks a column, or names an unknown split.
     """
+    import pandas as pd  # takes 0.2 s, and most data sets are no tables
+
     try:
         if path.suffix.lower() == ".parquet":
             rows: Any = pd.read_parquet(path)
@@ -129,7 +133,7 @@ def _column(rows: Any, given: str | None, names: tuple[str, ...], option: str, p
 
 def _to_text(column: Any) -> Any:
     """Labels as text: whole numbers without a decimal point, missing values empty."""
-    if pd.api.types.is_float_dtype(column) and np.all(column.dropna() % 1 == 0):  # integers with missing values
+    if column.dtype.kind == "f" and np.all(column.dropna() % 1 == 0):  # integers with missing values
         column = column.astype("Int64")
     return column.astype("string").fillna("").to_numpy(object)
 

@@ -143,7 +143,9 @@ def recompute_in_backward(function: Callable[[Tensor], Tensor], x: Tensor, y: Te
 class DropPath(nn.Module):
     """Stochastic depth per sample: drop a residual branch with probability `p` and rescale the kept ones.
 
-    Samples are dropped independently, as in the official code. The branch is computed for the kept samples only.
+    The branch is computed for the kept samples only. Their number in a batch is its expectation, rounded up or down at
+    random: every sample is dropped with probability `p`, but the network is given few batch sizes, for each of which
+    oneDNN builds and keeps kernels. Dense computation draws every sample independently, as the official code does.
     """
 
     def __init__(self, p: float = 0.0) -> None:
@@ -160,9 +162,8 @@ class DropPath(nn.Module):
         if dense or torch.compiler.is_compiling():  # static shapes: compute all samples and mask
             keep = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.p)
             return x + branch(x) * (keep * scale)
-        # The number of kept samples is drawn on the CPU, which avoids a GPU sync; the samples are chosen on the device.
-        # A binomial number and a random subset of that size amount to an independent draw per sample.
-        num_kept = int((torch.rand(len(x), device="cpu") >= self.p).sum())
+        # the number of kept samples is drawn on the CPU, which avoids a GPU sync; the samples are chosen on the device
+        num_kept = int(len(x) * (1 - self.p) + torch.rand((), device="cpu").item())
         if num_kept == len(x):
             return torch.add(x, branch(x), alpha=scale)
         kept = torch.randperm(len(x), device=x.device)[:num_kept]

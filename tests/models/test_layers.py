@@ -68,15 +68,44 @@ def test_drop_path_drops_samples_and_keeps_the_expectation():
     assert torch.equal(drop_path(1.0, x), x)
 
 
-def test_drop_path_draws_independently_per_sample():
-    # the number of kept samples is binomial; all positions are kept with the same probability and uncorrelated
+def test_drop_path_rounds_the_number_of_kept_samples_at_random():
+    # 2.8 of 4 samples are kept: 3 in 80 % of the draws and 2 in the others, every subset equally often
     p, n, draws = 0.3, 4, 4000
     module, x = DropPath(p).train(), torch.zeros(n, 1)
+    torch.manual_seed(0)
+    kept = torch.stack([module(x, torch.ones_like).squeeze(1) > 0 for _ in range(draws)])
+    counts = kept.sum(1).bincount(minlength=n + 1) / draws
+    assert counts.tolist() == pytest.approx([0, 0, 0.2, 0.8, 0], abs=0.03)  # more than four standard deviations
+    assert counts[[0, 1, 4]].sum() == 0
+    subsets = (kept.long() @ 2 ** torch.arange(n)).bincount(minlength=2**n) / draws
+    expected = [{2: 0.2 / 6, 3: 0.8 / 4}.get(number.bit_count(), 0) for number in range(2**n)]
+    assert subsets.tolist() == pytest.approx(expected, abs=0.02)
+    assert kept.double().mean(0).tolist() == pytest.approx([1 - p] * n, abs=0.03)
+
+
+@pytest.mark.parametrize(("p", "number"), [(0.5, {2}), (0.1, {3, 4}), (0.9, {0, 1}), (1.0, {0})])
+def test_drop_path_uses_at_most_two_batch_sizes(p, number):
+    sizes = set()
+
+    def branch(x):
+        sizes.add(len(x))
+        return torch.ones_like(x)
+
+    module = DropPath(p).train()
+    for _ in range(100):
+        module(torch.zeros(4, 1), branch)
+    assert sizes == number
+
+
+def test_dense_drop_path_draws_independently_per_sample():
+    p, n, draws = 0.3, 4, 4000
+    module, x = DropPath(p).train(), torch.zeros(n, 1)
+    module.dense = True
+    torch.manual_seed(0)
     kept = torch.stack([module(x, torch.ones_like).squeeze(1) > 0 for _ in range(draws)]).double()
     counts = kept.sum(1).long().bincount(minlength=n + 1) / draws
     binomial = [math.comb(n, k) * (1 - p) ** k * p ** (n - k) for k in range(n + 1)]
     assert counts.tolist() == pytest.approx(binomial, abs=0.035)  # more than four standard deviations
-    assert kept.mean(0).tolist() == pytest.approx([1 - p] * n, abs=0.03)
     assert torch.corrcoef(kept.T).fill_diagonal_(0).abs().max() < 0.07
 
 
