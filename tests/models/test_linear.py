@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -165,13 +166,19 @@ def test_kernel_of_a_shape(cpu, shape, gradients, expected, monkeypatch):
 
 
 @pytest.fixture
-def fused(monkeypatch):
-    """Pretend to have an Intel CPU with AMX; returns an MLP in evaluation mode."""
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip("torch without oneDNN")
+def bfloat16(monkeypatch):
+    """Pretend to have an Intel CPU with AMX, on which outputs of 1000 elements and more are computed in one call."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN does not multiply bfloat16 on this CPU")
     pretend(monkeypatch, intel=True, bfloat16=True)
-    monkeypatch.setattr(linear_module, "MIN_GELU_TOKENS", 50)
+    monkeypatch.setattr(linear_module, "MIN_OUTPUT", 1000)
+    monkeypatch.setattr(linear_module, "MIN_TRAINING_OUTPUT", 1000)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fused(bfloat16):
+    """An MLP in evaluation mode whose hidden layer has 1200 elements for 50 tokens."""
     mlp = Mlp(6, 24)
     use_onednn(mlp)
     return mlp.eval()
@@ -222,3 +229,83 @@ def test_gelu_is_not_fused_where_it_would_be_noticed(fused, monkeypatch):
         use_onednn(fused, enable=False)
         with torch.autocast("cpu", torch.bfloat16):
             assert FUSED not in flop(fused, x)[1] and "forward" not in vars(fused)
+
+
+def autocast(dtype=torch.bfloat16):
+    return torch.autocast("cpu", dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bias_is_added_in_the_kernel_in_bfloat16(bfloat16, dtype):
+    layer, x = accelerated(), torch.randn(4, 25, 6, dtype=dtype)
+    with torch.no_grad(), autocast():
+        assert flop(layer, x) == (2 * 100 * 6 * 10, {FUSED})
+        assert flop(layer, x[:3])[1] == {"aten.addmm"}
+        y, expected = layer(x), F.linear(x, layer.weight, layer.bias)
+    assert y.dtype == torch.bfloat16 and torch.equal(y, expected)
+    layer.to(torch.bfloat16)
+    x = torch.randn(25, 4, 6).bfloat16().transpose(0, 1)
+    with torch.inference_mode():
+        assert flop(layer, x)[1] == {FUSED}
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), atol=0.01, rtol=0.02)
+
+
+@pytest.mark.parametrize("frozen", ["", "x", "weight", "bias", "x weight", "weight bias"])
+def test_gradients_of_a_bias_that_is_added_in_the_kernel(bfloat16, frozen):
+    layer, x = accelerated(), torch.randn(4, 25, 6, requires_grad="x" not in frozen)
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    inputs = [tensor for tensor in (x, *layer.parameters()) if tensor.requires_grad]
+    direction, found = torch.randn(4, 25, 10).bfloat16(), []
+    for function in (layer, lambda x: F.linear(x, layer.weight, layer.bias)):
+        with autocast():
+            y = function(x)
+        found.append((y, *torch.autograd.grad(y, inputs, direction)))
+    assert len(found[0]) == 1 + len(inputs) and torch.equal(found[0][0], found[1][0])
+    assert found[0][0].grad_fn.name() == "_LinearBackward"
+    for actual, expected in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected, atol=0.05, rtol=0.02)
+
+
+def test_layers_without_a_faster_kernel_use_linear(bfloat16, monkeypatch):
+    layer, x = accelerated(), torch.randn(4, 25, 6)
+    with torch.no_grad():
+        assert flop(layer, x)[1] == {"aten.addmm"}  # float32
+        with autocast(torch.float16):
+            assert flop(layer, x)[1] == {"aten.addmm"}
+        with autocast():
+            assert flop(accelerated(bias=False), x)[1] == {"aten.mm"}
+            assert flop(layer, x[:, :0])[1] <= {"aten.addmm"}
+            assert flop(nn.Linear(6, 1000), x[0, 0])[1] == flop(accelerated(), x[0, 0])[1] == {"aten.addmm"}
+            pretend(monkeypatch, intel=True)
+            assert flop(layer, x)[1] == {"aten.addmm"}
+
+
+def forward_mode(function, x, dx):
+    with forward_ad.dual_level():
+        return tuple(forward_ad.unpack_dual(function(forward_ad.make_dual(x, dx))))
+
+
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad])
+@pytest.mark.parametrize("derivative", [forward_mode, lambda function, x, dx: torch.func.jvp(function, (x,), (dx,))])
+def test_no_derivative_is_lost(bfloat16, fused, derivative, context):
+    layer, x, dx = accelerated(), torch.randn(4, 25, 6), torch.randn(4, 25, 6)
+    with context(), autocast():
+        for function, expected in (
+            (layer, lambda x: F.linear(x, layer.weight, layer.bias)),
+            (fused, lambda x: reference(fused, x)),
+        ):
+            found, wanted = derivative(function, x, dx), derivative(expected, x, dx)
+            assert wanted[1].abs().max() > 0.1
+            for actual, value in zip(found, wanted, strict=True):
+                torch.testing.assert_close(actual, value, atol=0.05, rtol=0.05)
+
+
+def test_gradients_per_sample(bfloat16):
+    layer, x = accelerated(), torch.randn(4, 1, 100, 6)
+    with autocast():
+        gradients = [
+            torch.func.vmap(torch.func.grad(lambda x, f=f: f(x).float().square().sum()))(x)
+            for f in (layer, lambda x: F.linear(x, layer.weight, layer.bias))
+        ]
+    torch.testing.assert_close(*gradients, atol=0.05, rtol=0.05)
