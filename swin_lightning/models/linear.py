@@ -69,7 +69,7 @@ def forward(self: nn.Linear | Mlp, x: Tensor) -> Tensor:
         return mlp(self, x)
     weight, bias = self.weight, self.bias
     # first, with few calls: all the conditions of `linear` made a small model 3 % slower
-    small = not (torch.compiler.is_compiling() or is_tracing()) and _is_small(x.numel() // self.in_features, self)
+    small = not (torch.compiler.is_compiling() or is_tracing()) and _is_small(x.numel(), self)
     if small or type(self) is not nn.Linear or type(weight) not in PLAIN:
         return F.linear(x, weight, bias)
     return linear(x, weight, bias)
@@ -79,8 +79,9 @@ def mlp(layer: Mlp, x: Tensor) -> Tensor:
     """`Mlp.forward`, in evaluation with the GELU in the same kernel as the linear layer before it."""
     if layer.training or torch.is_grad_enabled() or not _is_eager(x) or not _is_untouched(layer.fc1):
         return type(layer).forward(layer, x)
-    small = x.numel() // x.shape[-1] * layer.fc1.out_features < MIN_OUTPUT
-    if small or _has_tangent(x, layer.fc1.weight, layer.fc1.bias):
+    fits = x.ndim > 1 and x.shape[-1] == layer.fc1.in_features  # else the message of `F.linear`
+    small = x.numel() * layer.fc1.out_features < MIN_OUTPUT * layer.fc1.in_features
+    if small or not fits or _has_tangent(x, layer.fc1.weight, layer.fc1.bias):
         return type(layer).forward(layer, x)
     dtype = autocast_dtype(x) or x.dtype
     if dtype != torch.bfloat16 and not (dtype == torch.float32 and is_intel_with_amx()):
@@ -115,10 +116,10 @@ def _linear_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _linear_bfloat16(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    gradients = torch.is_grad_enabled()
-    size = x.numel() // x.shape[-1] * len(bias)
-    small = size < (MIN_TRAINING_OUTPUT if gradients else MIN_OUTPUT)
-    if x.ndim == 1 or small or _has_tangent(x, weight, bias):
+    gradients, (out_features, in_features) = torch.is_grad_enabled(), weight.shape
+    fits = x.ndim > 1 and x.shape[-1] == in_features  # else the message of `F.linear`
+    small = x.numel() * out_features < (MIN_TRAINING_OUTPUT if gradients else MIN_OUTPUT) * in_features
+    if small or not fits or _has_tangent(x, weight, bias):
         return F.linear(x, weight, bias)
     function = _Linear.apply if gradients else _linear
     return function(x.to(torch.bfloat16), weight.to(torch.bfloat16), bias.to(torch.bfloat16))
@@ -171,15 +172,16 @@ def _linear_pointwise_flop(x_shape: torch.Size, w_shape: torch.Size, *args: Any,
     return 2 * x_shape.numel() * w_shape[0]
 
 
-def _is_small(tokens: int, layer: nn.Linear) -> bool:
-    """Whether there are so few tokens that `linear` is `F.linear`."""
+def _is_small(size: int, layer: nn.Linear) -> bool:
+    """Whether an input with this number of elements has so few tokens that `linear` is `F.linear`."""
     min_tokens = 16 * MIN_ROW if is_amd_with_avx512() else MIN_AMX_TOKENS
-    return tokens < min_tokens and tokens * layer.out_features < MIN_OUTPUT
+    in_features = layer.in_features
+    return size < min_tokens * in_features and size * layer.out_features < MIN_OUTPUT * in_features
 
 
 def _may_be_faster(module: nn.Module) -> bool:
     """Whether this CPU has a faster kernel for the module, at least for very many tokens."""
-    if type(module) is not nn.Linear:
+    if type(module) is not nn.Linear or not module.in_features:
         return type(module) is Mlp and multiplies_bfloat16()
     return (module.bias is not None and multiplies_bfloat16()) or convolution_is_faster(
         sys.maxsize, module.in_features, module.out_features, gradients=False

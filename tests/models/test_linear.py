@@ -250,6 +250,23 @@ def test_bias_is_added_in_the_kernel_in_bfloat16(bfloat16, dtype):
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), atol=0.01, rtol=0.02)
 
 
+def test_wrong_number_of_channels_has_the_message_of_torch(bfloat16, fused):
+    for layer, x in ((accelerated(), torch.randn(300, 7)), (fused, torch.randn(300, 7)), (fused, torch.randn(1800))):
+        with (
+            torch.no_grad(),
+            autocast(),
+            pytest.raises(RuntimeError, match=r"shapes cannot be multiplied|size mismatch"),
+        ):
+            layer(x)
+
+
+def test_layer_without_input_channels_is_left_alone(bfloat16):
+    with pytest.warns(UserWarning, match="no-op"):
+        layer = nn.Linear(0, 10)
+    use_onednn(layer)
+    assert torch.equal(layer(torch.ones(5, 0)), layer.bias.expand(5, 10))
+
+
 @pytest.mark.parametrize("frozen", ["", "x", "weight", "bias", "x weight", "weight bias"])
 def test_gradients_of_a_bias_that_is_added_in_the_kernel(bfloat16, frozen):
     layer, x = accelerated(), torch.randn(4, 25, 6, requires_grad="x" not in frozen)
