@@ -10,12 +10,15 @@ a linear layer is a 1x1 convolution, so that the library can be chosen:
   from 96 to 288 channels in the forward pass, and 1.21 times with the backward pass. From 192 channels on it is not
   faster with the backward pass, and with 392 tokens of 768 channels 0.7 times as fast: `convolution_is_faster`.
 
-PyTorch computes a bfloat16 layer with bias in two steps: it writes the bias to the output, and adds the product to it.
-In one call of oneDNN the output is bit for bit the same, and the linear layers of Swin-T take 136 instead of 158 ms on
-Intel with AMX (8 images, one thread). In small layers the calls from Python cost what they save: `MIN_OUTPUT`.
+Without gradients oneDNN also adds the bias and computes the GELU of an MLP while it writes the product:
 
-In evaluation the GELU of an MLP is computed by oneDNN together with the linear layer before it, which saves a pass over
-the largest activation: on Intel with AMX, 5.7 instead of 10.4 ms for 25088 tokens of 384 channels in bfloat16.
+- PyTorch writes the bias of a bfloat16 layer to the output first, and adds the product to it. In one call the output is
+  bit for bit the same, and the linear layers of Swin-T take 136 instead of 158 ms on Intel with AMX (8 images, one
+  thread). With gradients, computed in Python, a training step was 1.5 % faster: not done.
+- The GELU is a pass over the largest activation: on Intel with AMX, 5.7 instead of 10.4 ms for 25088 tokens of 384
+  channels in bfloat16.
+
+In small layers the calls from Python cost what they save: `MIN_OUTPUT`.
 
 The layers stay plain modules: `use_onednn` replaces the `forward` of instances only.
 """
@@ -38,8 +41,7 @@ from swin_lightning.models.processor import is_amd_with_avx512, is_intel_with_am
 PLAIN = (nn.Parameter, Tensor)  # types of a weight that is neither quantized, sharded nor of another subclass
 MIN_ROW = 7  # tokens in a row of the image that a convolution is given
 MIN_AMX_TOKENS = 4096  # of a convolution on Intel with AMX
-MIN_OUTPUT = 1 << 19  # elements of the output of a layer that is computed in one call, with its bias or GELU
-MIN_TRAINING_OUTPUT = 3 << 19  # with gradients, for which autograd calls Python
+MIN_OUTPUT = 1 << 19  # elements of the output of a layer whose bias or GELU is computed in the same call
 
 
 def use_onednn(model: nn.Module, enable: bool = True) -> None:
@@ -116,35 +118,16 @@ def _linear_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _linear_bfloat16(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    gradients, (out_features, in_features) = torch.is_grad_enabled(), weight.shape
+    out_features, in_features = weight.shape
     fits = x.ndim > 1 and x.shape[-1] == in_features  # else the message of `F.linear`
-    small = x.numel() * out_features < (MIN_TRAINING_OUTPUT if gradients else MIN_OUTPUT) * in_features
-    if small or not fits or _has_tangent(x, weight, bias):
+    small = x.numel() * out_features < MIN_OUTPUT * in_features
+    if torch.is_grad_enabled() or small or not fits or _has_tangent(x, weight, bias):
         return F.linear(x, weight, bias)
-    function = _Linear.apply if gradients else _linear
-    return function(x.to(torch.bfloat16), weight.to(torch.bfloat16), bias.to(torch.bfloat16))
+    return _linear(x.to(torch.bfloat16), weight.to(torch.bfloat16), bias.to(torch.bfloat16))
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")  # type: ignore[no-any-return]
-
-
-class _Linear(torch.autograd.Function):
-    """`_linear` with gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (x, weight), needed, rows = ctx.saved_tensors, ctx.needs_input_grad, gradient.flatten(0, -2)
-        return (
-            gradient @ weight if needed[0] else None,
-            rows.t() @ x.flatten(0, -2) if needed[1] else None,
-            rows.sum(0) if needed[2] else None,
-        )
 
 
 def convolution_is_faster(tokens: int, in_features: int, out_features: int, gradients: bool) -> bool:

@@ -172,7 +172,6 @@ def bfloat16(monkeypatch):
         pytest.skip("oneDNN does not multiply bfloat16 on this CPU")
     pretend(monkeypatch, intel=True, bfloat16=True)
     monkeypatch.setattr(linear_module, "MIN_OUTPUT", 1000)
-    monkeypatch.setattr(linear_module, "MIN_TRAINING_OUTPUT", 1000)
     torch.manual_seed(0)
 
 
@@ -267,21 +266,13 @@ def test_layer_without_input_channels_is_left_alone(bfloat16):
     assert torch.equal(layer(torch.ones(5, 0)), layer.bias.expand(5, 10))
 
 
-@pytest.mark.parametrize("frozen", ["", "x", "weight", "bias", "x weight", "weight bias"])
-def test_gradients_of_a_bias_that_is_added_in_the_kernel(bfloat16, frozen):
-    layer, x = accelerated(), torch.randn(4, 25, 6, requires_grad="x" not in frozen)
-    for name, parameter in layer.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    inputs = [tensor for tensor in (x, *layer.parameters()) if tensor.requires_grad]
-    direction, found = torch.randn(4, 25, 10).bfloat16(), []
-    for function in (layer, lambda x: F.linear(x, layer.weight, layer.bias)):
-        with autocast():
-            y = function(x)
-        found.append((y, *torch.autograd.grad(y, inputs, direction)))
-    assert len(found[0]) == 1 + len(inputs) and torch.equal(found[0][0], found[1][0])
-    assert found[0][0].grad_fn.name() == "_LinearBackward"
-    for actual, expected in zip(*found, strict=True):
-        torch.testing.assert_close(actual, expected, atol=0.05, rtol=0.02)
+def test_no_gradient_is_lost(bfloat16):
+    layer, x = accelerated(), torch.randn(4, 25, 6)
+    layer.weight.requires_grad_(False)  # fine-tuning of biases alone
+    with autocast():
+        assert flop(layer, x)[1] == {"aten.addmm"}
+        layer(x).sum().backward()
+    assert torch.equal(layer.bias.grad, torch.full((10,), 100.0))
 
 
 def test_layers_without_a_faster_kernel_use_linear(bfloat16, monkeypatch):
@@ -316,13 +307,3 @@ def test_no_derivative_is_lost(bfloat16, fused, derivative, context):
             assert wanted[1].abs().max() > 0.1
             for actual, value in zip(found, wanted, strict=True):
                 torch.testing.assert_close(actual, value, atol=0.05, rtol=0.05)
-
-
-def test_gradients_per_sample(bfloat16):
-    layer, x = accelerated(), torch.randn(4, 1, 100, 6)
-    with autocast():
-        gradients = [
-            torch.func.vmap(torch.func.grad(lambda x, f=f: f(x).float().square().sum()))(x)
-            for f in (layer, lambda x: F.linear(x, layer.weight, layer.bias))
-        ]
-    torch.testing.assert_close(*gradients, atol=0.05, rtol=0.05)
