@@ -57,7 +57,6 @@ RESERVED = {
 # name -> reason; the list is as short as the public interfaces of the libraries allow
 PRIVATE_NAMES = {
     "_exit": "os._exit is public in spite of its name (shutdown.py)",
-    "_are_functorch_transforms_active": "torch.func does not say so publicly; its transforms need formulas (linear.py)",
     "_linear_pointwise": "torch's linear layer with GELU in one kernel, which only its compiler offers (linear.py)",
     "_forward_hooks": "a module does not say whether it has hooks (linear.py)",
     "_forward_pre_hooks": "a module does not say whether it has hooks (linear.py)",

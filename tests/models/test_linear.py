@@ -172,6 +172,7 @@ def bfloat16(monkeypatch):
         pytest.skip("oneDNN does not multiply bfloat16 on this CPU")
     pretend(monkeypatch, intel=True, bfloat16=True)
     monkeypatch.setattr(linear_module, "MIN_OUTPUT", 1000)
+    monkeypatch.setattr(linear_module, "MIN_AMX_TOKENS", 50)
     torch.manual_seed(0)
 
 
@@ -284,9 +285,51 @@ def test_layers_without_a_faster_kernel_use_linear(bfloat16, monkeypatch):
         with autocast():
             assert flop(accelerated(bias=False), x)[1] == {"aten.mm"}
             assert flop(layer, x[:, :0])[1] <= {"aten.addmm"}
-            assert flop(nn.Linear(6, 1000), x[0, 0])[1] == flop(accelerated(), x[0, 0])[1] == {"aten.addmm"}
+            single = nn.Linear(6, 1000)
+            use_onednn(single)
+            assert FUSED not in flop(single, x[0, 0])[1] and FUSED in flop(single, x[0, :1])[1]
             pretend(monkeypatch, intel=True)
             assert flop(layer, x)[1] == {"aten.addmm"}
+
+
+def test_float32_gelu_is_fused_for_many_tokens_only(fused, monkeypatch):
+    monkeypatch.setattr(linear_module, "MIN_AMX_TOKENS", 51)
+    x = torch.randn(51, 6)
+    with torch.no_grad():
+        assert FUSED in flop(fused, x)[1] and FUSED not in flop(fused, x[1:])[1]
+        with autocast():
+            assert FUSED in flop(fused, x[1:])[1]
+
+
+@pytest.mark.parametrize(("dtype", "enabled"), [(torch.bfloat16, False), (torch.float64, True)])
+def test_dtypes_that_linear_refuses_are_refused(fused, dtype, enabled):
+    x = torch.randn(200, 6, dtype=dtype)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        for module in (accelerated(), fused):
+            with pytest.raises(RuntimeError, match="dtype"):
+                module(x)
+
+
+def test_transforms_of_torch_func(bfloat16, fused):
+    layer, x = accelerated(), torch.randn(3, 200, 6).bfloat16()
+    layer.to(torch.bfloat16), fused.to(torch.bfloat16)
+    functions = [(layer, lambda x: F.linear(x, layer.weight, layer.bias)), (fused, lambda x: reference(fused, x))]
+    with torch.no_grad():
+        assert FUSED in flop(layer, x)[1] & flop(fused, x)[1]
+        for module, expected in functions:
+            for transform in (
+                torch.func.vmap,
+                inner_derivative,
+                lambda f: torch.func.jvp(inner_derivative(f), (x,), (x,)),
+            ):
+                found, wanted = transform(module), transform(expected)
+                if callable(found):
+                    found, wanted = found(x), wanted(x)
+                torch.testing.assert_close(found, wanted, atol=0.05, rtol=0.05)
+
+
+def inner_derivative(function):
+    return lambda x: torch.func.jvp(lambda x: function(x).square(), (x,), (torch.ones_like(x),))[1]
 
 
 def forward_mode(function, x, dx):
